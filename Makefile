@@ -11,7 +11,7 @@ ARGS ?=
 # Each file is run by one process. setup.cfg lists the markers.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup train test test-runs test-devices test-tpu test-fuzz test-export test-release test-colab docs lint format clean
+.PHONY: setup train test test-runs test-devices test-tpu test-gpu-plan test-fuzz test-export test-release test-colab docs lint format clean
 
 setup: $(VENV)/ready
 
@@ -31,7 +31,7 @@ train: setup
 	  --workdir=$(WORKDIR) $(ARGS)
 
 test: setup
-	$(PYTEST) -m 'not (slow or devices or tpu or fuzz or release or colab)'
+	$(PYTEST) -m 'not (slow or devices or tpu or gpu or fuzz or release or colab)'
 
 # In the order of tests/conftest.py, the longest first, not that of the numbers of tests. Includes
 # the tests with several devices, which alone would keep only one core busy.
@@ -51,6 +51,13 @@ test-tpu: setup
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/tpu \
 	  "$$($(BIN)/python -c 'from importlib.metadata import requires; print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))')"
 	PYTHONPATH=$(VENV)/tpu $(PYTEST) -m tpu
+
+# No GPU is needed. The compiler lies beside the environment, like that of the TPU.
+test-gpu-plan: setup
+	$(BIN)/python -m pip install --quiet --target $(VENV)/gpu \
+	  "$$($(BIN)/python -c 'from importlib.metadata import requires; print(next(r.split(";")[0] for r in requires("jax") if r.startswith("jax-cuda12-plugin<")))')" \
+	  'nvidia-cuda-nvcc-cu12 >= 12.6.85, < 13'
+	PYTHONPATH=$(VENV)/gpu $(PYTEST) -m gpu
 
 # Exports, loaded by transformers and peft, which lie in an environment of their own.
 test-export: setup

@@ -26,6 +26,7 @@ def base_config(method_name: str) -> ConfigDict:
     config.model.weights = ''  # GGUF file, directory or hub name; '' = the preset's weights.
     config.model.dtype = 'float32'
     config.model.quantize = ''  # Frozen base: 'int8', 'w8a8', 'int4', 'nf4'; '' = no quantization.
+    config.model.attention = 'auto'  # Attention backend; or 'xla', 'splash' (TPU), 'triton' (GPU).
 
     settings = dataclasses.asdict(settings_of(method(method_name)))
     del settings['alpha']

@@ -1,4 +1,4 @@
-"""Pictures of the documentation about sweeps."""
+"""Pictures of the documentation about sweeps, and about attention in long rows."""
 
 import pathlib
 import statistics
@@ -51,4 +51,39 @@ def sweep_rank_experts(path: pathlib.Path) -> None:
     figures.save(figure, path)
 
 
-PICTURES: dict[str, Callable[[pathlib.Path], None]] = {'sweep_rank_experts.svg': sweep_rank_experts}
+@figures.without_mathtext
+def attention_lengths(path: pathlib.Path) -> None:
+    """Draw memory traffic and memory of a layer with MALoRA against the length of a row."""
+    figure = Figure(figsize=(10, 4), layout='constrained')
+    panels = {
+        'accessed_bytes': ('bytes accessed per token (MB)', 1e6),
+        'temporary_bytes': ('temporary memory per token (MB)', 1e6),
+    }
+    for axes, (key, (label, unit)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for number, chip in enumerate(('v5e', 'v6e')):
+            for backend, style in (('xla', 'o--'), ('splash', 'o-')):
+                points = [
+                    (length, layer['methods']['malora'][key] / layer['positions'] / unit)
+                    for each, _, length, by_backend in tables_scale.attention_layer_pairs()
+                    if each == chip and 'malora' in (layer := by_backend[backend])['methods']
+                ]
+                lengths, values = zip(*points, strict=True)
+                name = f'{chip}, {backend}'
+                axes.plot(lengths, values, style, color=figures.COLORS[number], label=name)
+        axes.set_xscale('log', base=2)
+        lengths = sorted({length for _, _, length, _ in tables_scale.attention_layer_pairs()})
+        axes.set_xticks(lengths, [f'{length:,}' for length in lengths])
+        axes.set(xlabel='tokens in a row', ylabel=label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    figure.axes[1].legend(frameon=False, loc='lower right')
+    figures.state_conditions(
+        figure, load('tpu_attention')['machine'] + '; one layer, forward and backward'
+    )
+    figures.save(figure, path)
+
+
+PICTURES: dict[str, Callable[[pathlib.Path], None]] = {
+    'sweep_rank_experts.svg': sweep_rank_experts,
+    'attention_lengths.svg': attention_lengths,
+}

@@ -1,4 +1,4 @@
-"""Tables and numbers of the documentation about TPU slices, sweeps, the paper and UltraLink."""
+"""Tables and numbers of the documentation on TPU slices, GPUs, sweeps, the paper and UltraLink."""
 
 import collections
 import csv
@@ -12,6 +12,7 @@ from typing import Any
 from docs.records import RESULTS, load
 from malora_jax import markdown
 from malora_jax.analysis import cells
+from malora_jax.distributed.gpus import GPUS
 from malora_jax.runs.paper import PAPER_TABLES
 from malora_jax.statistics import seed_interval
 from malora_jax.training import scaling
@@ -85,6 +86,88 @@ def step_values() -> dict[str, float]:
         'memory_ratio': malora['bytes_per_chip'] / lora['bytes_per_chip'],
         'cycles_ratio': malora['cycles'] / lora['cycles'],
     }
+
+
+def gpus() -> str:
+    """Return the table of the GPUs for which steps can be compiled."""
+    rows = [['`--topology`', 'card', 'memory, GiB', 'peak, TFLOP/s (bfloat16)', 'checked']]
+    for name, gpu in GPUS.items():
+        card = gpu.product.removeprefix('NVIDIA ')
+        checked = 'yes' if gpu.checked else 'no'
+        rows.append([f'`{name}:N`', card, f'{gpu.memory_gib:.1f}', f'{gpu.peak_tflops:,}', checked])
+    return markdown.table(rows)
+
+
+def attention_layers() -> str:
+    """Return the table of one layer on a TPU chip: XLA's attention next to splash attention."""
+    rows = [['chip', 'model', 'tokens in a row', 'method', 'million cycles (XLA)']]
+    rows[0] += ['GB accessed', 'temporary GB']
+    for chip, model, length, by_backend in attention_layer_pairs():
+        xla, splash = (by_backend[each]['methods'] for each in ('xla', 'splash'))
+        for name in splash:
+            pairs = [
+                [_billions(methods.get(name, {}).get(key)) for methods in (xla, splash)]
+                for key in ('accessed_bytes', 'temporary_bytes')
+            ]
+            cycles = f'{xla[name]["cycles"] / 1e6:,.1f}' if name in xla else '–'
+            rows.append([chip, model, f'{length:,}', name, cycles, *map(' → '.join, pairs)])
+    return markdown.table(rows)
+
+
+def attention_layer_pairs() -> list[tuple[str, str, int, dict[str, Any]]]:
+    """Return the estimates for one layer on a TPU chip with both attention backends.
+
+    Returns:
+        Chip, model, tokens in a row, and for 'xla' and 'splash' `positions`, the number of tokens,
+        and `methods`, the estimates by method; a program that did not compile is missing.
+    """
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for layer in load('tpu_attention')['values']['layers']:
+        key = layer['chip'], layer['model'], layer['sequence_length']
+        found.setdefault(key, {})[layer['attention']] = layer
+    return [(*key, by_backend) for key, by_backend in sorted(found.items())]
+
+
+def attention_plans(record: str) -> str:
+    """Return the table of whole training steps: XLA's attention next to the kernel.
+
+    Args:
+        record: Name of the record with the plans.
+    """
+    rows = [['topology', 'model', 'rows × tokens', 'attention', 'fits', 'GB per device']]
+    rows[0] += ['temporary GB', 'all-gather GB', 'fits with', 'GB then']
+    for plan in load(record)['values']['plans']:
+        found = plan['topology']
+        change = found.get('change') or {}
+        then = change.get('bytes_per_device')
+        temporary = found.get('bytes', {}).get('temporary')
+        gathered = found.get('collective_bytes', {}).get('all-gather')
+        rows.append(
+            [
+                *(f'`{found["name"]}`', plan['model']),
+                f'{plan["rows"]} × {plan["sequence_length"]:,}',
+                *(plan['attention'], 'yes' if found['fits'] else 'no'),
+                *(_gb(found['bytes_per_device']), _gb(temporary), _gb(gathered)),
+                ', '.join(f'`{name}={value}`' for name, value in change.items() if '.' in name)
+                or ('' if found['fits'] else 'nothing'),
+                _gb(then),
+            ]
+        )
+    return markdown.table(rows)
+
+
+def gpu_plan_values() -> dict[str, list[float]]:
+    """Return `seconds`: the least and the most processor seconds of a plan for GPUs."""
+    seconds = [plan['processor_s'] for plan in load('gpu_plan')['values']['plans']]
+    return {'seconds': [min(seconds), max(seconds)]}
+
+
+def _billions(value: float | None) -> str:
+    return '–' if value is None else f'{value / 1e9:.1f}'
+
+
+def _gb(size: float | None) -> str:
+    return '' if size is None else f'{size / 1e9:.2f}'
 
 
 @functools.cache
@@ -293,6 +376,10 @@ def humaneval_translations() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     'tpu slices': slices,
     'tpu plan': plan,
+    'gpus': gpus,
+    'gpu plans': functools.partial(attention_plans, 'gpu_plan'),
+    'attention layers': attention_layers,
+    'attention plans': functools.partial(attention_plans, 'tpu_attention'),
     'sweep losses': sweep_losses,
     'sweep differences': sweep_differences_table,
     'paper averages': paper_averages,
@@ -303,5 +390,6 @@ PARTS: dict[str, Callable[[], str]] = {
 VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {
     'slices': slice_values,
     'step': step_values,
+    'gpu plans': gpu_plan_values,
     'sweep': sweep_values,
 }

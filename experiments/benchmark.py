@@ -7,7 +7,7 @@ pass, and the gradient with respect to its embedding.
 Flags by group:
     what is measured  --config, --methods, --model, --rows, --tokens, --rounds
     other modes       --grow (measure at several ranks or numbers of experts), --topology (print
-                      estimates of the TPU compiler, which needs no TPU)
+                      a compiler's estimates for a TPU or GPU, without it), --suite
     result            --output
 
 Examples:
@@ -17,6 +17,8 @@ Examples:
       --methods=malora,malora_dispatch --rounds=5 --output=runs/benchmark/experts.json
     python -m experiments.benchmark --config=configs/quickstart.py --model=llama2-7b \
       --config.model.dtype=bfloat16 --tokens=4096 --topology=v6e:2x2
+    python -m experiments.benchmark --config=configs/quickstart.py --suite=accelerator \
+      --output=runs/benchmark/accelerator.json
 """
 
 import functools
@@ -28,8 +30,15 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import files
-from malora_jax.benchmark import adapter_sizes, compiler_estimates, plots, report
+from malora_jax.benchmark import (
+    accelerator_suite,
+    adapter_sizes,
+    compiler_estimates,
+    plots,
+    report,
+)
 from malora_jax.benchmark.run import benchmark, benchmark_sizes, estimate
+from malora_jax.distributed.topology import disable_device_detection
 
 _METHODS = flags.DEFINE_list(
     'methods',
@@ -60,8 +69,9 @@ _ROUNDS = flags.DEFINE_integer(
 _TOPOLOGY = flags.DEFINE_string(
     'topology',
     None,
-    "TPU topology, such as v5e:2x2: instead of measuring, print the TPU compiler's estimates of "
-    'cycles, memory and operations for one layer of the model. Needs no TPU.',
+    'TPU slice or GPU, such as v5e:2x2 or h100:1: instead of measuring, print the memory of one '
+    "layer of the model, and the TPU compiler's estimates of its cycles and operations. Needs no "
+    'device.',
 )
 _GROW = flags.DEFINE_enum(
     'grow',
@@ -69,6 +79,15 @@ _GROW = flags.DEFINE_enum(
     list(adapter_sizes.SIZES),
     'Adapter setting to vary: measure each method at several values of this setting, instead of '
     'only at the value in the config.',
+)
+_SUITE = flags.DEFINE_enum(
+    'suite',
+    None,
+    ['accelerator'],
+    'Measurements on a device that was not measured before, instead of a comparison of --methods. '
+    'accelerator = errors of the attention kernels on the device, then throughput, model FLOPs '
+    'utilization and peak memory of LoRA and MALoRA with the shapes of Llama 3.1 8B (with less '
+    'than 60 GB: of Llama 3.2 1B; on a CPU: of a tiny model). Takes about ten minutes.',
 )
 _OUTPUT = flags.DEFINE_string(
     'output',
@@ -85,7 +104,9 @@ def main(config: dict[str, Any]) -> None:
         data, accumulate = config['data'], config['training']['accumulate']
         data['sequence_length'] = min(data['sequence_length'], _TOKENS.value)
         data['batch_size'] = max(1, _TOKENS.value // data['sequence_length'] // accumulate)
-    if _TOPOLOGY.value is not None:
+    if _SUITE.value is not None:
+        _run_suite(config)
+    elif _TOPOLOGY.value is not None:
         _estimate(config, _TOPOLOGY.value)
     elif _GROW.value is not None:
         _grow(config, _GROW.value)
@@ -94,11 +115,21 @@ def main(config: dict[str, Any]) -> None:
 
 
 def _estimate(config: dict[str, Any], topology: str) -> None:
+    disable_device_detection()
     found = estimate(config, _METHODS.value, topology)
     table = compiler_estimates.format_table(found['methods'])
     _write(found, table)
     print(f'One layer of {found["model"]}, {found["dtype"]}, {found["positions"]:,} tokens, ')
     print(f'dropout {found["dropout"]}, for {found["topology"]}\n\n{table}')
+
+
+def _run_suite(config: dict[str, Any]) -> None:
+    def save(result: dict[str, Any]) -> None:
+        _write(result, accelerator_suite.format_tables(result))
+
+    found = accelerator_suite.accelerator_suite(config, _ROUNDS.value, save)
+    table = accelerator_suite.format_tables(found)
+    print(f'{found["model"]}, {found["dtype"]}, {found["machine"]["device"]}\n\n{table}')
 
 
 def _grow(config: dict[str, Any], field: str) -> None:

@@ -3,14 +3,17 @@ r"""Print the cost of a run as one JSON object: parameters, operations and memor
 With --memory, prints instead which settings fit into that much memory: quantization of the base
 model (model.quantize), rematerialization (training.remat), and the largest batch in rows.
 
-With --topology, adds the TPU compiler's estimates for the training step on such a TPU slice:
-memory, communication and cycles. This needs no TPU, but pip install '.[tpu-plan]'.
+With --topology, compiles the training step for a TPU slice or for GPUs, and adds whether it fits
+into their memory, what it needs by part, what the devices exchange and, for TPUs, an estimate of
+its cycles. This needs neither a TPU nor a GPU, but pip install '.[tpu-plan]' or '.[gpu-plan]'.
 
 Examples:
     python -m experiments.plan --config=configs/quickstart.py:malora --config.model.name=llama2-7b
     python -m experiments.plan --config=configs/intra_domain.py:malora --memory=24GB
     python -m experiments.plan --config=configs/intra_domain.py:malora --topology=v5e:4x4 \
       --config.mesh.fsdp=16 --config.data.batch_size=16
+    python -m experiments.plan --config=configs/intra_domain.py:malora --topology=h100:8 \
+      --config.mesh.fsdp=8 --config.data.batch_size=8
 """
 
 import json
@@ -19,7 +22,8 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from malora_jax.distributed.topology import disable_tpu_detection
+from malora_jax.distributed.gpus import GPUS
+from malora_jax.distributed.topology import disable_device_detection
 from malora_jax.training import run_config
 from malora_jax.training.memory_estimate import (
     format_estimates,
@@ -27,13 +31,14 @@ from malora_jax.training.memory_estimate import (
     parse_memory_size,
 )
 from malora_jax.training.plan import plan
-from malora_jax.training.tpu_compile import compile_for_topology
+from malora_jax.training.topology_compile import compile_for_topology
 
 _TOPOLOGY = flags.DEFINE_string(
     'topology',
     None,
-    "TPU topology, such as v5e:4x4 or v5p:2x2x2: add the TPU compiler's estimates of the memory, "
-    'communication and cycles of a training step. Needs no TPU.',
+    'Devices to compile the training step for, which need not be attached: a TPU slice, such as '
+    f'v5e:4x4, or a number of GPUs, such as h100:8. GPUs: {", ".join(GPUS)}. Adds the memory, '
+    'communication and (TPU only) cycles of a step.',
 )
 _MEMORY = flags.DEFINE_string(
     'memory',
@@ -46,7 +51,7 @@ _MEMORY = flags.DEFINE_string(
 def main(config: dict[str, Any]) -> None:
     """Compute the plan, and print it."""
     if _TOPOLOGY.value is not None:
-        disable_tpu_detection()
+        disable_device_detection()
     run = run_config(config)
     if _MEMORY.value is None:
         found = plan(run)

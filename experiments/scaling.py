@@ -1,8 +1,8 @@
-r"""Print the memory and communication of a training step on TPU slices, compiled without a TPU.
+r"""Print the memory and communication of a training step on TPU slices or GPUs, without them.
 
-Needs pip install '.[tpu-plan]'. The training step is compiled for each pair of a model and
-a topology, with FSDP over all chips. Each compilation takes a minute or two; pairs that are already
-in the output file are skipped.
+Needs pip install '.[tpu-plan]' or '.[gpu-plan]'. The training step is compiled for each pair of
+a model and a topology, with FSDP over all devices. Each compilation takes a few minutes; pairs that
+are already in the output file are skipped.
 
 Example:
     python -m experiments.scaling \
@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from malora_jax.distributed.topology import disable_tpu_detection
+from malora_jax.distributed.topology import disable_device_detection
 from malora_jax.training.scaling import scaling_table
 
 _MODELS = flags.DEFINE_list(
@@ -27,11 +27,11 @@ _MODELS = flags.DEFINE_list(
 _TOPOLOGIES = flags.DEFINE_list(
     'topologies',
     None,
-    'TPU topologies to compile for, such as v5e:2x2,v5e:4x4. Required.',
+    'TPU slices and GPUs to compile for, such as v5e:2x2,v5e:4x4 or h100:8. Required.',
     required=True,
 )
 _ROWS = flags.DEFINE_integer(
-    'rows_per_chip', 4, 'Number of sequences in a batch per TPU chip.', lower_bound=1
+    'rows_per_chip', 4, 'Number of sequences in a batch per device.', lower_bound=1
 )
 _OUTPUT = flags.DEFINE_string(
     'output',
@@ -44,7 +44,7 @@ _OUTPUT = flags.DEFINE_string(
 
 def main(config: dict[str, Any]) -> None:
     """Compile the training steps that are not yet in the output file, and print the table."""
-    disable_tpu_detection()
+    disable_device_detection()
     path = cli.flag_path(_OUTPUT)
     print(scaling_table(config, _MODELS.value, _TOPOLOGIES.value, _ROWS.value, path))
 

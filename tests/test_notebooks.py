@@ -44,7 +44,12 @@ PARAMETERS = {
         'ROWS': 60,
     },
     'paper_figures': {
-        'SETTINGS': {'data.sequence_length': 256, 'training.checkpoint_every': 6},
+        'SETTINGS': {
+            # For the sweeps; the other runs have tasks of their own.
+            'data.tasks': ('chain_sum', 'number_filtering'),
+            'data.sequence_length': 256,
+            'training.checkpoint_every': 6,
+        },
         'STEPS': 12,
         'SWEEP_STEPS': 3,
         'RANKS': (4, 8),

@@ -5,6 +5,8 @@ import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from experiments.peers import batches
 from experiments.peers.measure import compare, time_interleaved
 from experiments.peers.report import summarize_kind
@@ -51,6 +53,8 @@ def benchmark(
         UserError: The config is invalid, a package is missing, or systems that should compute the
             same do not.
     """
+    # torch multiplies float32 exactly; JAX by default uses TensorFloat-32 on a GPU.
+    jax.config.update('jax_default_matmul_precision', 'highest')
     run = run_config(config)
     _check_adapter(run)
     setup = build_setup(run)
@@ -61,6 +65,7 @@ def benchmark(
         'model': run.model.name,
         'dropout': run.adapter.dropout,
         'targets': run.adapter.targets,
+        'device': jax.devices()[0].device_kind,
         'threads': num_cores(),
         'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
         'differences': differences,

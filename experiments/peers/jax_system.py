@@ -41,7 +41,7 @@ class JaxSystem:
         """
         run = setup.run
         self._params, self._num_tasks = setup.base.params, len(setup.splits)
-        self._model = Decoder(run.model, adapter, run.training.remat)
+        self._model = Decoder(run.model, adapter, run.training.remat, run.attention)
         optimizer = make_optimizer(run.optimizer, setup.steps)
         state = create_state(self._model, optimizer, run.seed, self._params)
         last = adapter.structure.factors[-1]

@@ -9,7 +9,7 @@ from moe_peft import models
 
 from experiments.peers.jax_system import Leaves
 from experiments.peers.links import linear_names, make_links
-from experiments.peers.torch_system import LossFunction, TorchSystem, llama
+from experiments.peers.torch_system import DEVICE, LossFunction, TorchSystem, llama
 from malora_jax import errors
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import IndependentExperts
@@ -68,7 +68,7 @@ def mixlora(setup: Setup, adapter: AdapterConfig) -> TorchSystem:
 
 
 def _model(setup: Setup, adapter: AdapterConfig, kind: str) -> Any:
-    model = moe_peft.LLMModel(models.from_pretrained(llama(setup.base), device='cpu'))
+    model = moe_peft.LLMModel(models.from_pretrained(llama(setup.base), device=DEVICE))
     config = moe_peft.adapter_factory(
         kind.upper(),
         kind,

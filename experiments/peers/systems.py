@@ -3,6 +3,8 @@
 import importlib.util
 from typing import NamedTuple, Protocol
 
+import jax
+
 from experiments.peers.batches import PeerBatch
 from experiments.peers.jax_system import JaxSystem, Leaves
 from malora_jax import errors
@@ -94,6 +96,11 @@ def make_system(name: str, setup: Setup, dropout: float) -> System:
 
     from experiments.peers import hf_peft, mixtures
 
+    if jax.default_backend() == 'gpu' and not torch.cuda.is_available():
+        raise errors.UserError(
+            'JAX uses a GPU, but torch does not find it: install torch with CUDA, or set '
+            'JAX_PLATFORMS=cpu to compare on the CPU.'
+        )
     torch.set_num_threads(num_cores())
     adapter = _adapter(_OUR_COUNTERPARTS[name], setup, dropout)
     if name == 'mixlora':

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 import transformers
@@ -17,6 +18,9 @@ from malora_jax.training.config import OptimizerConfig
 
 # A function that returns the loss of a padded batch.
 LossFunction = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+
+# The peers run on the same kind of device as our systems.
+DEVICE = 'cuda' if jax.default_backend() == 'gpu' else 'cpu'
 
 
 class TorchSystem:
@@ -56,6 +60,8 @@ class TorchSystem:
         self._loss(_tensors(batch)).backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        if DEVICE == 'cuda':
+            torch.cuda.synchronize()
 
     def gradients(self, batch: PeerBatch) -> tuple[float, Leaves]:
         """Return the loss in nats, and its gradient in the shapes of our leaves."""
@@ -63,7 +69,7 @@ class TorchSystem:
         loss.backward()
         gradients = {path: np.empty_like(leaf) for path, leaf in self._leaves.items()}
         for name, path, part in self._links:
-            gradients[path][part] = self._parameters[name].grad.numpy().T
+            gradients[path][part] = self._parameters[name].grad.numpy(force=True).T
         self._optimizer.zero_grad()
         return loss.item(), gradients
 
@@ -102,8 +108,8 @@ def llama(base: LoadedBase) -> Any:
     model.load_state_dict(
         {name: torch.tensor(tensor) for name, tensor in tensors.items()}, strict=not config.tied
     )
-    return model.requires_grad_(False)
+    return model.requires_grad_(False).to(DEVICE)
 
 
 def _tensors(batch: PeerBatch) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in batch.padded.items()}
+    return {name: torch.from_numpy(array).to(DEVICE) for name, array in batch.padded.items()}

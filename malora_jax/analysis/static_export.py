@@ -96,7 +96,7 @@ def _mean_gates(setup: Setup, trained: TrainedModel, tasks: Sequence[str]) -> di
 
 
 def _losses(setup: Setup, mixture: TrainedModel, lora: TrainedModel) -> dict[str, dict[str, float]]:
-    base = Decoder(mixture.model.config)
+    base = Decoder(mixture.model.config, attention=mixture.model.attention)
     models = {
         'base': (base, {'params': mixture.base.params}),
         'mixture': (mixture.model, mixture.variables),

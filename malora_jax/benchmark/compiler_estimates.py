@@ -1,7 +1,7 @@
-"""TPU compiler estimates for one layer, without a TPU: cycles, memory and operations.
+"""Compiler estimates for one layer, without a TPU or GPU: cycles, memory and operations.
 
-This needs the package `libtpu`. Use the estimates for ratios between methods; they do not predict
-times in seconds.
+This needs the package `libtpu`, or JAX's plugin for CUDA. Use the estimates for ratios between
+methods; they do not predict times in seconds. For GPUs, the compiler estimates only the memory.
 
 Dimension letters: B rows, T positions, N = B · T tokens, D model width, G tasks.
 """
@@ -14,11 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from malora_jax import markdown
+from malora_jax import errors, markdown
 from malora_jax.adapters import AdapterConfig
 from malora_jax.benchmark.input_batches import NUM_SYNTHETIC_TASKS
 from malora_jax.distributed import hlo
-from malora_jax.distributed.topology import tpu_devices
+from malora_jax.distributed.topology import get_topology
 from malora_jax.models.context import Context
 from malora_jax.models.decoder import REMAT_POLICIES, Block
 from malora_jax.training.config import RunConfig
@@ -33,18 +33,23 @@ def estimate_layer(
     for a layer in the middle of a model. Load-balancing losses are not included.
 
     Args:
-        run: Run config; only the model, the shape of a batch and `training.remat` are used.
+        run: Run config; only the model, the attention backend, the shape of a batch and
+            `training.remat` are used.
         adapters: Adapter configurations by name; None for the base model alone.
-        topology: Name of a TPU topology, such as 'v5e:2x2'; see `jax.experimental.topologies`.
+        topology: Name of a topology, such as 'v5e:2x2' or 'h100:1'.
 
     Returns:
         For each name: `cycles`, the estimated cycles; `temporary_bytes`, the memory for
-        intermediate results; and `flops`, the number of floating-point operations.
+        intermediate results; `accessed_bytes`, the memory traffic; and `flops`, the number of
+        floating-point operations. Cycles and FLOPs do not include an attention kernel. For GPUs
+        only `temporary_bytes`.
 
     Raises:
-        UserError: The topology is unknown, or `libtpu` is not installed.
+        UserError: The topology is unknown, its compiler is not installed, or it rejects a layer,
+            for example because the layer does not fit into memory.
     """
-    sharding = jax.sharding.SingleDeviceSharding(tpu_devices(topology)[0])
+    device = get_topology(topology).devices[0]
+    run, sharding = run.for_device(device), jax.sharding.SingleDeviceSharding(device)
     return {name: _estimate(run, adapter, sharding) for name, adapter in adapters.items()}
 
 
@@ -55,14 +60,22 @@ def _estimate(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         _shapes(run, adapter),
     )
-    compiled = jax.jit(functools.partial(_layer_gradient, run, adapter)).lower(*shapes).compile()
+    lowered = jax.jit(functools.partial(_layer_gradient, run, adapter)).lower(*shapes)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise errors.UserError(f'The compiler rejects the layer: {reason}') from error
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis()
-    return {
-        'cycles': hlo.Program(compiled.as_text() or '').cycles(),
-        'temporary_bytes': memory.temp_size_in_bytes,
-        'flops': costs['flops'],
-    }
+    estimates = {'temporary_bytes': memory.temp_size_in_bytes}
+    if costs:  # Empty for a GPU that is not attached.
+        estimates |= {
+            'cycles': hlo.Program(compiled.as_text() or '').cycles(),
+            'accessed_bytes': costs['bytes accessed'],
+            'flops': costs['flops'],
+        }
+    return estimates
 
 
 def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
@@ -77,7 +90,7 @@ def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
     variables = nn.unbox(
         jax.eval_shape(
             lambda x_ND, segments_BT: Block(run.model, adapter).init(
-                jax.random.key(0), x_ND, _context(segments_BT, train=False), None
+                jax.random.key(0), x_ND, _context(run, segments_BT, train=False), None
             ),
             x_ND,
             segments_BT,
@@ -88,11 +101,11 @@ def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
     return trained, variables, x_ND, x_ND, segments_BT
 
 
-def _context(segments_BT: jax.Array, train: bool) -> Context:
+def _context(run: RunConfig, segments_BT: jax.Array, train: bool) -> Context:
     B, T = segments_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     groups_NG = jax.nn.one_hot(jnp.arange(B * T) % NUM_SYNTHETIC_TASKS, NUM_SYNTHETIC_TASKS)
-    return Context(positions_BT, segments_BT, groups_NG, train=train)
+    return Context(positions_BT, segments_BT, groups_NG, attention=run.attention, train=train)
 
 
 def _layer_gradient(
@@ -105,7 +118,7 @@ def _layer_gradient(
         (out_ND, _), _ = block.apply(
             {**others, 'adapter': trained},
             x_ND,
-            _context(segments_BT, train=True),
+            _context(run, segments_BT, train=True),
             None,
             rngs={'dropout': jax.random.key(0)},
             mutable=['routing'],
@@ -116,11 +129,18 @@ def _layer_gradient(
 
 
 def format_table(layer_estimates: Mapping[str, Mapping[str, float]]) -> str:
-    """Return a Markdown table, with ratios to the base model and to LoRA if these are included.
+    """Return a Markdown table of the estimates.
+
+    It has ratios of cycles to the base model and to LoRA if these are included.
 
     Args:
         layer_estimates: Result of `estimate_layer`.
     """
+    if not all('cycles' in figures for figures in layer_estimates.values()):
+        sizes = {name: each['temporary_bytes'] / 1e6 for name, each in layer_estimates.items()}
+        return markdown.table(
+            [['', 'temporary, MB'], *([name, f'{size:,.0f}'] for name, size in sizes.items())]
+        )
     baselines = [name for name in ('base', 'lora') if name in layer_estimates]
     head = ['', 'cycles', *(f'× {name}' for name in baselines), 'temporary, MB', 'GFLOP']
     rows = [head]

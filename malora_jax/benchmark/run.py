@@ -172,12 +172,13 @@ def _measure(
 
 
 def estimate(config: Mapping[str, Any], methods: Sequence[str], topology: str) -> dict[str, Any]:
-    """Return the TPU compiler's estimates for one layer with each method; nothing is executed.
+    """Return the compiler's estimates for one layer with each method; nothing is executed.
 
     Args:
         config: Nested config as written in configs/.
         methods: Names of methods; 'base' is the layer without an adapter.
-        topology: Name of a TPU topology, such as 'v5e:2x2'; the estimates are for one of its chips.
+        topology: Name of a topology, such as 'v5e:2x2' or 'h100:1'; the estimates are for one of
+            its devices.
 
     Returns:
         `methods`, the estimates of `compiler_estimates.estimate_layer` by method, and the
@@ -186,7 +187,7 @@ def estimate(config: Mapping[str, Any], methods: Sequence[str], topology: str) -
 
     Raises:
         UserError: A method is unknown or named twice, the config is invalid, the topology is
-            unknown, or `libtpu` is not installed.
+            unknown, or its compiler is not installed.
     """
     _check_names(methods)
     run = run_config(config)

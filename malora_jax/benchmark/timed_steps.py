@@ -66,7 +66,7 @@ def compile_method_step(
         batch: Batch on which the first step is run. The step is compiled for its shapes.
         tasks: Number of tasks in the batches.
     """
-    model = Decoder(run.model, run.adapter, run.training.remat)
+    model = Decoder(run.model, run.adapter, run.training.remat, run.attention)
     optimizer = make_optimizer(run.optimizer, _SCHEDULE_STEPS)
     state = create_state(model, optimizer, run.seed, params)
     accumulate = run.training.accumulate
@@ -164,7 +164,7 @@ def base_loss(run: RunConfig) -> Callable[[jax.Array, Any, Batch], jax.Array]:
         tokens_BT = jnp.arange(embedded_ND.shape[0]).reshape(batch['inputs'].shape)
         config = dataclasses.replace(run.model, vocab_size=embedded_ND.shape[0], tied=True)
         other_params = {name: leaf for name, leaf in params.items() if name != 'head'}
-        hidden_BTD, _ = Decoder(config, None, run.training.remat).apply(
+        hidden_BTD, _ = Decoder(config, None, run.training.remat, run.attention).apply(
             {'params': other_params | {'embedding': embedded_ND}},
             tokens_BT,
             batch['positions'],

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 COLLECTIVE_KINDS = (
     'all-reduce',
@@ -76,6 +76,7 @@ class _Instruction(NamedTuple):
     result: str
     operation: str
     line: str
+    computation: str
 
 
 class Program:
@@ -98,13 +99,18 @@ class Program:
                 self._computations[name] = []
                 self._entry = name if head[1] else self._entry
             elif match := _INSTRUCTION.match(_COMMENT.sub('', line)):
-                self._computations[name].append(_Instruction(match[1], match[2], line))
+                self._computations[name].append(_Instruction(match[1], match[2], line, name))
+        instructions = itertools.chain.from_iterable(self._computations.values())
+        self._fused = {
+            name for each in instructions if each.operation == 'fusion' for name in _called(each)
+        }
 
     def cycles(self) -> int:
         """Return the sum of the compiler's cycle estimates over all executions.
 
         Only some compilers make estimates, such as the TPU compiler; without estimates, the sum is
-        0. Use the sums for ratios between programs, not as absolute times.
+        0. Pallas kernels have no estimate. Use the sums for ratios between programs, not as
+        absolute times.
         """
         return sum(
             times * int(match[1])
@@ -120,23 +126,26 @@ class Program:
     def collectives(self) -> list[Collective]:
         """Return the collective operations that are executed, in order."""
         found: list[Collective] = []
-        seen = set()
+        first: dict[Any, _Instruction] = {}
         for instruction, times in self._walk(self._entry):
             kind = instruction.operation.removesuffix('-start')
             if kind not in COLLECTIVE_KINDS:
                 continue
             arrays = _arrays(instruction.result)
-            if instruction.operation != kind and kind in ('all-gather', 'collective-permute'):
-                # An asynchronous start returns its operands, its results and u32 scalars.
+            is_start = instruction.operation != kind
+            if is_start and kind != 'all-reduce':
+                # An asynchronous start returns its operands, its results and u32 scalars. That of
+                # an all-reduce returns only its results.
                 arrays = [array for array in arrays if array.dtype != 'u32' or array.shape]
                 arrays = arrays[len(arrays) // 2 :]
-            if channel := _CHANNEL.search(instruction.line):
-                # A collective that overlaps with computation appears several times with the same
-                # channel, but is executed once.
+            channel = _CHANNEL.search(instruction.line)
+            if channel and instruction.computation in self._fused:
+                # On TPUs, a collective that overlaps with computation appears in several fusions
+                # with the same channel, but is executed once. Elsewhere the channel says nothing:
+                # all collectives of `jax.shard_map` have the same one.
                 key = (channel[1], kind, tuple(arrays))
-                if key in seen:
+                if first.setdefault(key, instruction) is not instruction:
                     continue
-                seen.add(key)
             found.append(Collective(kind, arrays, times))
         return found
 
@@ -154,13 +163,8 @@ class Program:
         """
         for instruction in self._computations.get(name, ()):
             yield instruction, times
-            called = [
-                name
-                for group in _CALLEES.findall(instruction.line)
-                for name in re.findall(r'[\w.\-]+', group)
-            ]
             trip_count = self._trip_count(instruction) if instruction.operation == 'while' else 1
-            for each in called:
+            for each in _called(instruction):
                 yield from self._walk(each, times * trip_count)
 
     def _trip_count(self, loop: _Instruction) -> int:
@@ -171,6 +175,15 @@ class Program:
         lines = [instruction.line for instruction in instructions]
         bounds = [int(match[1]) for line in lines if (match := _LOOP_BOUND.search(line))]
         return bounds[0] if len(bounds) == 1 and 'direction=LT' in lines[-1] else 1
+
+
+def _called(instruction: _Instruction) -> list[str]:
+    """Return the names of the computations that an instruction calls."""
+    return [
+        name
+        for group in _CALLEES.findall(instruction.line)
+        for name in re.findall(r'[\w.\-]+', group)
+    ]
 
 
 def _arrays(result: str) -> list[HLOArray]:

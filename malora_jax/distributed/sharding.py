@@ -56,6 +56,21 @@ def partition_spec(axes: Sequence[str], replicated_over: Sequence[str] = ()) -> 
     return PartitionSpec(*(mesh_axes or None for mesh_axes in _mesh_axes(axes, replicated_over)))
 
 
+def divisible_spec(shape: Sequence[int], axes: Sequence[str]) -> PartitionSpec:
+    """Return the partition spec of an activation, in which axes that do not divide are replicated.
+
+    Args:
+        shape: Shape of the activation.
+        axes: Logical name of each axis.
+    """
+    return partition_spec(
+        [
+            axis if size % _num_shards(axis) == 0 else 'features'
+            for size, axis in zip(shape, axes, strict=True)
+        ]
+    )
+
+
 def _mesh_axes(axes: Sequence[Any], replicated_over: Sequence[str] = ()) -> list[tuple[str, ...]]:
     for axis in axes:
         if axis not in LOGICAL_AXIS_RULES:

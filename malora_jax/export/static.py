@@ -134,7 +134,7 @@ def _as_lora(
             up: up_LQF[:, None].astype(np.float32),
         }
     return trained._replace(
-        model=Decoder(trained.model.config, config),
+        model=Decoder(trained.model.config, config, attention=trained.model.attention),
         variables={'params': trained.base.params, 'adapter': {'layers': layers}},
         method='lora',
     )

@@ -117,9 +117,8 @@ class LanguageModel:
     def base(self) -> 'LanguageModel':
         """Return the base model without the adapter; the template stays the same."""
         config, params = self.model.config, self.variables['params']
-        return LanguageModel(
-            config.name, Decoder(config), {'params': params}, self.tokenizer, self.template
-        )
+        model = Decoder(config, attention=self.model.attention)
+        return LanguageModel(config.name, model, {'params': params}, self.tokenizer, self.template)
 
     def encode_prompt(self, question: str | Sequence[Mapping[str, str]]) -> list[int]:
         """Return the token ids of a question or a conversation in the prompt template.

@@ -21,6 +21,7 @@ class Context(struct.PyTreeNode):
             None keeps the value of the config.
         dropout: () float32 dropout rate, which replaces `AdapterConfig.dropout`; None keeps the
             value of the config.
+        attention: Attention backend, one of `attention_backends.BACKENDS`.
         return_kv: Whether layers return the keys and values of the tokens, for the KV cache.
         train: Whether dropout is on.
     """
@@ -31,5 +32,6 @@ class Context(struct.PyTreeNode):
     past_length: jax.Array | None = None
     scale: jax.Array | None = None
     dropout: jax.Array | None = None
+    attention: str = struct.field(pytree_node=False, default='auto')
     return_kv: bool = struct.field(pytree_node=False, default=False)
     train: bool = struct.field(pytree_node=False, default=False)

@@ -18,7 +18,7 @@ from flax import struct
 
 from malora_jax.adapters import AdapterConfig
 from malora_jax.distributed import sharding
-from malora_jax.models import attention
+from malora_jax.models import attention, attention_backends
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.context import Context
 from malora_jax.models.linear import AdaptedSublayer, LinearSpec, parameter
@@ -124,7 +124,9 @@ class Attention(AdaptedSublayer):
         if context.return_kv or past is not None:
             new_kv = (k_BTKC.transpose(0, 2, 1, 3), v_BTKC.transpose(0, 2, 1, 3))
         if past is None or new_kv is None:
-            out_BTHC = attention.attend(q_BTHC, k_BTKC, v_BTKC, context.segments)
+            out_BTHC = attention_backends.attend(
+                context.attention, q_BTHC, k_BTKC, v_BTKC, context.segments
+            )
         else:
             length_B = cast(jax.Array, context.past_length)
             out_BTHC = attention.attend_past(q_BTHC, *new_kv, *past, length_B)
@@ -188,6 +190,8 @@ class Decoder(nn.Module):
         adapter: Settings of the adapters on the linears; None for the base model alone.
         remat: Rematerialization (gradient checkpointing) policy of the layers, a key of
             `REMAT_POLICIES`.
+        attention: Attention backend, one of `attention_backends.BACKENDS`. Attention over a KV
+            cache uses XLA in any case.
 
     Example:
         Logits of a randomly initialized model:
@@ -203,6 +207,7 @@ class Decoder(nn.Module):
     config: ModelConfig
     adapter: AdapterConfig | None = None
     remat: str = 'none'
+    attention: str = 'auto'
 
     @nn.compact
     def __call__(
@@ -257,6 +262,7 @@ class Decoder(nn.Module):
             length_B,
             scale,
             dropout,
+            attention=self.attention,
             return_kv=return_kv,
             train=train,
         )

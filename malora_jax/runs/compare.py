@@ -33,7 +33,7 @@ BASE_ROW = 'base'
 # Config fields that do not affect results, apart from rounding.
 _IGNORED_FIELDS = (
     *('data.directory', 'data.workers', 'evaluation.batch_size', 'training.checkpoint_every'),
-    *('training.keep_checkpoints', 'training.remat'),
+    *('training.keep_checkpoints', 'training.remat', 'model.attention'),
 )
 # Config fields that name the tasks of a run, or depend on them.
 _TASK_FIELDS = ('data.tasks', 'data.weights', 'data.task_settings', 'evaluation.tasks')

@@ -133,6 +133,7 @@ def _train(
         joint training is not faster.
     """
     started, step = time.perf_counter(), None
+    print(group.choose_attention(jax.devices()[0]))
     with contextlib.ExitStack() as stack:
         directories = [
             stack.enter_context(open_run_directory(workdir / name, config, digests))

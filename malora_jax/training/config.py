@@ -9,7 +9,7 @@ from malora_jax.adapters import METHODS, AdapterConfig, AdapterSettings, method
 from malora_jax.adapters.methods import settings_of
 from malora_jax.adapters.structures import PARAMETER_KINDS
 from malora_jax.distributed.mesh import MeshConfig
-from malora_jax.models import ModelConfig
+from malora_jax.models import ModelConfig, attention_backends
 from malora_jax.models.decoder import REMAT_POLICIES
 from malora_jax.models.loading.base_model import model_config
 from malora_jax.training.checks import check_field, check_min, check_positive
@@ -184,6 +184,7 @@ class RunConfig:
         model: Configuration of the frozen base model.
         weights: Weights of the base model: a GGUF file, a directory, or a model name on the Hugging
             Face Hub; '' = the default of the preset.
+        attention: Attention backend, one of `attention_backends.BACKENDS`.
         adapter: Configuration of the adapter.
         data: Tasks, prompt templates, and batches.
         optimizer: Settings of AdamW and of the learning rate schedule.
@@ -199,6 +200,7 @@ class RunConfig:
     method: str
     model: ModelConfig
     weights: str
+    attention: str
     adapter: AdapterConfig
     data: DataConfig
     optimizer: OptimizerConfig
@@ -231,6 +233,21 @@ class RunConfig:
                     'dataset in data.task_settings', task, self.public_datasets
                 )
 
+    def choose_attention(self, device: Any) -> attention_backends.Choice:
+        """Return the attention backend of the run on a device; see `attention_backends.choose`."""
+        return attention_backends.choose(self.attention, self.model.head_width, device)
+
+    def for_device(self, device: Any) -> 'RunConfig':
+        """Return the config with the attention backend that 'auto' means on a device.
+
+        Args:
+            device: JAX device, which may be one of a topology for ahead-of-time compilation.
+
+        Raises:
+            UserError: `model.attention` names a kernel that does not run on the device.
+        """
+        return dataclasses.replace(self, attention=self.choose_attention(device).backend)
+
     @property
     def public_datasets(self) -> list[str]:
         """Names of the public datasets that are trained on or scored."""
@@ -262,15 +279,23 @@ class _ModelSection:
         weights: Weights of the base model, as in `RunConfig`.
         dtype: Name of the dtype of activations and frozen weights.
         quantize: Quantization format of the frozen kernels; '' = not quantized.
+        attention: Attention backend: 'xla', 'splash' (TPU) or 'triton' (NVIDIA GPU). 'auto' = the
+            kernel for the device if it is verified with the installed version of JAX, 'xla'
+            otherwise. Results agree up to rounding.
     """
 
     name: str
     weights: str
     dtype: str
     quantize: str = ''
+    attention: str = 'auto'
 
     def __post_init__(self):
         errors.check_types('model', self)
+        if self.attention not in attention_backends.BACKENDS:
+            raise errors.unknown_name(
+                'model.attention', self.attention, attention_backends.BACKENDS
+            )
 
 
 _SECTIONS: dict[str, type] = {
@@ -330,6 +355,7 @@ def run_config(config: Mapping[str, Any]) -> RunConfig:
         model = _section('model', _ModelSection, sections['model'])
         sections['model'] = model_config(model.name, model.weights, model.dtype, model.quantize)
         sections['weights'] = model.weights
+        sections['attention'] = model.attention
     return _section('config', RunConfig, sections)
 
 

@@ -23,11 +23,11 @@ LENGTH_FIELDS = (
     'training.patience',
 )
 SCORING_FIELDS = ('evaluation.max_new_tokens', 'evaluation.samples', 'evaluation.temperature')
-# These fields do not change the results. `model.weights` may change, because a base model that was
-# moved is recognized by its fingerprint.
+# These fields do not change the results, apart from rounding. `model.weights` may change, because a
+# base model that was moved is recognized by its fingerprint.
 NEUTRAL_FIELDS = (
     *('training.checkpoint_every', 'training.keep_checkpoints', 'training.remat'),
-    *('evaluation.batch_size', 'data.workers', 'mesh.', 'model.weights'),
+    *('evaluation.batch_size', 'data.workers', 'mesh.', 'model.weights', 'model.attention'),
 )
 MUTABLE_FIELDS = (*LENGTH_FIELDS, *SCORING_FIELDS, *NEUTRAL_FIELDS)
 

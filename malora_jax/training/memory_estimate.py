@@ -104,7 +104,7 @@ def memory_estimate(run: RunConfig, memory: int, quantize: str, remat: str) -> M
     step = copies * parts['gradients'] + _logit_bytes(config) + _kernel_bytes(config)
     # The memory of a row does not depend on the quantization. With `run.model` instead of `config`,
     # all quantization formats share one cached result.
-    row = row_bytes(Decoder(run.model, run.adapter, remat), run.data.sequence_length)
+    row = row_bytes(Decoder(run.model, run.adapter, remat, run.attention), run.data.sequence_length)
     rows = max(0, (int(memory * USABLE_SHARE) - resident - step) // row)
     return MemoryEstimate(quantize or config.dtype, quantize, remat, resident, step, row, rows)
 

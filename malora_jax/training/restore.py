@@ -82,7 +82,9 @@ def _restore(
     workdir: pathlib.Path, config: Mapping[str, Any], run: RunConfig, base: LoadedBase
 ) -> TrainedModel:
     identity = RunIdentity(flatten_config(config), None, check_base(workdir, run, base.params))
-    model = Decoder(run.model, run.adapter)
+    # The kernel of another device is no option here, but XLA is one everywhere.
+    attention = 'xla' if run.attention == 'xla' else 'auto'
+    model = Decoder(run.model, run.adapter, attention=attention)
     # Only the shapes of this state are used, and they do not depend on the number of steps.
     fresh = create_state(model, make_optimizer(run.optimizer, 1), run.seed, base.params)
     with _open_checkpoints(workdir, identity) as checkpoints:

@@ -1,18 +1,18 @@
-"""Scaling table: memory, communication and cycles of a training step by model and TPU slice."""
+"""Scaling table: memory, communication and cycles of a training step by model and topology."""
 
 import copy
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from malora_jax import files, markdown
-from malora_jax.distributed.topology import tpu_devices
+from malora_jax.distributed.topology import get_topology
 from malora_jax.progress import track
 from malora_jax.training.config import run_config
-from malora_jax.training.tpu_compile import compile_for_topology
+from malora_jax.training.topology_compile import compile_for_topology
 
 _HEAD = [
-    *('model', 'chips', 'rows', 'fits', 'GB per chip', 'arguments GB', 'all-gather GB'),
+    *('model', 'devices', 'rows', 'fits', 'GB per device', 'arguments GB', 'all-gather GB'),
     *('all-reduce GB', 'estimated Gcycles'),
 ]
 
@@ -33,6 +33,7 @@ class ScalingCell(TypedDict):
     sequence_length: int
     method: str
     dtype: str
+    attention: NotRequired[str]  # Missing in files of versions without attention kernels: XLA.
 
 
 def scaling_table(
@@ -51,7 +52,7 @@ def scaling_table(
         config: Nested config as written in configs/. Its `model.name`, `mesh.fsdp` and
             `data.batch_size` are replaced by those of each cell.
         models: Values of `config.model.name`.
-        topologies: Names of TPU topologies, such as 'v5e:4x4'.
+        topologies: Names of topologies, such as 'v5e:4x4' or 'h100:8'.
         rows_per_chip: Rows of a batch per chip.
         path: JSON file of the cells, which is written after each compilation.
 
@@ -60,8 +61,8 @@ def scaling_table(
         includes reduce-scatter.
 
     Raises:
-        UserError: The config or the file is invalid, or the TPU compiler does not know a topology
-            or is not installed.
+        UserError: The config or the file is invalid, or a topology is unknown or its compiler is
+            not installed.
     """
     cells = files.read_json(path, list[ScalingCell], _REMEDY) if path.exists() else []
     known = {_key(cell): cell for cell in cells}
@@ -82,20 +83,21 @@ def _cells(
     """Yield the settings (see `ScalingCell`) and the config of each row of the table."""
     for model in models:
         for topology in topologies:
-            chips = len(tpu_devices(topology))
+            devices = get_topology(topology).devices
             changed = copy.deepcopy(dict(config))
             changed['model']['name'] = model
-            changed['mesh']['fsdp'] = chips
-            changed['data']['batch_size'] = rows = rows_per_chip * chips
+            changed['mesh']['fsdp'] = len(devices)
+            changed['data']['batch_size'] = rows = rows_per_chip * len(devices)
             length = changed['data']['sequence_length']
             names = {'method': changed['method'], 'dtype': changed['model']['dtype']}
+            names['attention'] = run_config(changed).choose_attention(devices[0]).backend
             cell = {'model': model, 'topology': topology, 'rows': rows, 'sequence_length': length}
             yield cell | names, changed
 
 
 def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     names = ('model', 'topology', 'rows', 'sequence_length', 'method', 'dtype')
-    return tuple(cell[name] for name in names)
+    return *(cell[name] for name in names), cell.get('attention', 'xla')
 
 
 def _row(cell: Mapping[str, Any]) -> list[str]:
@@ -103,9 +105,7 @@ def _row(cell: Mapping[str, Any]) -> list[str]:
     memory = f'{cell["bytes_per_device"] / 1e9:.2f}'
     if not cell['fits']:
         change = cell['change'] or {}
-        fields = ', '.join(
-            f'{field}={value}' for field, value in change.items() if field != 'bytes_per_device'
-        )
+        fields = ', '.join(f'{field}={value}' for field, value in change.items() if '.' in field)
         fits = f'no; {fields}: {change["bytes_per_device"] / 1e9:.2f} GB' if change else 'no'
         return [*head, fits, memory, *('–' for _ in range(4))]
     sent = cell['collective_bytes']
@@ -116,5 +116,5 @@ def _row(cell: Mapping[str, Any]) -> list[str]:
         f'{cell["bytes"]["arguments"] / 1e9:.2f}',
         f'{sent.get("all-gather", 0) / 1e9:.1f}',
         f'{(sent.get("all-reduce", 0) + sent.get("reduce-scatter", 0)) / 1e9:.2f}',
-        f'{cell["estimated_cycles"] / 1e9:.2f}',
+        f'{cell["estimated_cycles"] / 1e9:.2f}' if 'estimated_cycles' in cell else '–',
     ]

@@ -252,7 +252,8 @@ class Setup:
     def _adapted_or_base(self, variables: Any | None) -> tuple[Decoder, Any]:
         if variables:
             return self.model, variables
-        return Decoder(self.run.model), {'params': self.base.params}
+        model = Decoder(self.run.model, attention=self.run.attention)
+        return model, {'params': self.base.params}
 
 
 def build_setup(run: RunConfig, base: LoadedBase | None = None) -> Setup:
@@ -264,9 +265,10 @@ def build_setup(run: RunConfig, base: LoadedBase | None = None) -> Setup:
 
     Raises:
         UserError: A task or the template is unknown, a file is broken, a task has too few
-            questions, the weights cannot be loaded, examples are too long, or generation would cut
-            off right answers.
+            questions, the weights cannot be loaded, examples are too long, generation would cut
+            off right answers, or the attention backend does not run on this device.
     """
+    run.choose_attention(jax.devices()[0])
     template = data.get_template(run.data.template)
     sharding.check_rows_divisible('data.batch_size', run.data.batch_size)
     splits = _make_splits(run)
@@ -276,7 +278,7 @@ def build_setup(run: RunConfig, base: LoadedBase | None = None) -> Setup:
     for split in splits:
         _check_answers_fit(run, split, base.tokenizer, template)
     sizes = [_training_size(run, split, base.tokenizer, template) for split in splits]
-    model = Decoder(run.model, run.adapter, run.training.remat)
+    model = Decoder(run.model, run.adapter, run.training.remat, run.attention)
     return Setup(run, base, model, splits, sizes, template)
 
 

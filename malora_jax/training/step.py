@@ -228,7 +228,7 @@ def lower_train_step(
     """
     runs = jnp.shape(hyperparameters.seed)
     train_step = make_train_step(
-        Decoder(run.model, run.adapter, run.training.remat),
+        Decoder(run.model, run.adapter, run.training.remat, run.attention),
         make_optimizer(run.optimizer, steps),
         learning_rate_schedule(run.optimizer, steps),
         num_tasks,

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from malora_jax import cloud_storage, errors
 from malora_jax.data import RowStreams, describe_split
 from malora_jax.distributed import hosts
@@ -98,6 +100,7 @@ def _train(run: RunConfig, directory: RunDirectory, services: _RunServices) -> d
         f'{run.title}: {parameters["trainable"]:,} trained parameters '
         f'({parameters["percent_of_base"]:.1f}% of the base), {len(setup.splits)} tasks.'
     )
+    hosts.print_on_first(str(run.choose_attention(jax.devices()[0])))
     for split, size in zip(setup.splits, setup.sizes, strict=True):
         if split.origin:
             hosts.print_on_first(describe_split(split, size))

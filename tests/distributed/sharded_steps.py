@@ -1,8 +1,9 @@
-"""Five training steps on a mesh of eight fake devices and on a single one, method by method.
+"""Five training steps on meshes of eight fake devices and on a single one, method by method.
 
-`python -m tests.distributed.sharded_steps DATA FSDP TENSOR EXPERT METHOD…` prints a JSON line for
-each method. It holds the largest relative differences of the losses, of the fifth step's gradients
-and of the adapter, and the output shapes of the collectives.
+`python -m tests.distributed.sharded_steps CASES` prints a JSON line for each mesh and method. It
+holds the largest relative differences of the losses, of the fifth step's gradients and of the
+adapter, and the output shapes of the collectives. CASES is a JSON object: by method, the sizes of
+the axes of each mesh, by its name.
 """
 
 import json
@@ -18,7 +19,7 @@ from malora_jax.adapters import AdapterConfig
 from malora_jax.distributed import hlo, sharding
 from malora_jax.distributed.mesh import MeshConfig, use_mesh
 from malora_jax.models.decoder import Decoder, abstract_variables
-from malora_jax.training.state import create_state
+from malora_jax.training.state import TrainState, abstract_state
 from malora_jax.training.step import make_train_step
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 from tests.helpers.steps import make_hyperparameters, record_gradients
@@ -42,16 +43,16 @@ def train_five_steps(
     params = variables['params']
     if boxed is not None:
         params = jax.device_put(params, boxed['params'])
-    state = create_state(model, optimizer, seed, params)
-
-    def placed(like: Any, values: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, new: jax.device_put(jnp.copy(new), leaf.sharding), like, values
-        )
-
-    state = state.replace(
-        adapter=placed(state.adapter, variables['adapter']),
-        adapter_frozen=placed(state.adapter_frozen, variables.get('adapter_frozen', {})),
+    adapter = variables['adapter']
+    state = jax.tree.map(
+        lambda shape, leaf: jax.device_put(jnp.copy(leaf), shape.sharding),
+        abstract_state(model, optimizer, params),
+        TrainState(
+            step=jnp.int32(0),
+            adapter=adapter,
+            adapter_frozen=variables.get('adapter_frozen', {}),
+            opt_state=optimizer.init(adapter),
+        ),
     )
     train_step = make_train_step(
         model,
@@ -98,23 +99,25 @@ def method_with_distinct_ranks(name: str) -> AdapterConfig:
     return small_method(name, dropout=0.05, rank=7, shared_rank=shared)
 
 
-def main(mesh: MeshConfig, methods: list[str]) -> None:
-    for name in methods:
+def main(cases: dict[str, dict[str, list[int]]]) -> None:
+    for name, meshes in cases.items():
         model = tiny_model(method_with_distinct_ranks(name), **BASE).clone(remat='light')
         variables = random_variables(model)
         expected = train_five_steps(model, variables)
-        with use_mesh(mesh, len(ROWS)):
-            found = train_five_steps(model, variables)
-        line = {
-            'method': name,
-            'losses': difference(jnp.array(found[0]), jnp.array(expected[0])),
-            'gradients': difference(found[1], expected[1]),
-            'adapter': difference(found[2], expected[2]),
-            'collectives': collectives(found[3]),
-        }
-        print(json.dumps(line), flush=True)
+        for mesh, sizes in meshes.items():
+            with use_mesh(MeshConfig(*sizes), len(ROWS)):
+                found = train_five_steps(model, variables)
+            line = {
+                'mesh': mesh,
+                'method': name,
+                'losses': difference(jnp.array(found[0]), jnp.array(expected[0])),
+                'gradients': difference(found[1], expected[1]),
+                'adapter': difference(found[2], expected[2]),
+                'collectives': collectives(found[3]),
+            }
+            print(json.dumps(line), flush=True)
 
 
 if __name__ == '__main__':
     jax.config.update('jax_num_cpu_devices', DEVICES)
-    main(MeshConfig(*map(int, sys.argv[1:5])), sys.argv[5:])
+    main(json.loads(sys.argv[1]))

@@ -62,13 +62,41 @@ def test_loops_count_as_often_as_they_run():
     assert program.cycles() == 100 + (30 + 2) * (7 + 5)
     gathered = Collective('all-gather', [HLOArray('bf16', (8, 8))], 30)
     summed = Collective('all-reduce', [HLOArray('f32', (4, 8)), HLOArray('f32', ())], 30)
+    again = [each._replace(executions=2) for each in (gathered, summed)]
     last = Collective('all-gather', [HLOArray('f32', (4, 8))], 1)
-    assert program.collectives() == [gathered, summed, last]
+    assert program.collectives() == [gathered, summed, *again, last]
     assert gathered.bytes == 30 * 64 * 2
     assert program.bytes_by_kind() == {
-        'all-gather': 30 * 64 * 2 + 32 * 4,
-        'all-reduce': 30 * (32 + 1) * 4,
+        'all-gather': (30 + 2) * 64 * 2 + 32 * 4,
+        'all-reduce': (30 + 2) * (32 + 1) * 4,
     }
+
+
+def test_asynchronous_starts_on_one_channel_are_different_collectives():
+    """On GPUs, all collectives of `jax.shard_map` have the same channel."""
+    operations = {
+        'all-gather': '(f32[8], f32[64]) all-gather-start(%p)',
+        'reduce-scatter': '((f32[8]), f32[1]) reduce-scatter-start(%p)',
+        'all-to-all': '((f32[8], f32[4]), (f32[8], f32[4])) all-to-all-start(%p)',
+        'collective-permute': '(f32[8], f32[8]) collective-permute-start(%p)',
+        'all-reduce': '(f32[8], f32[2]) all-reduce-start(%p, %q)',
+    }
+    starts = ''.join(f'  %x = {text}, channel_id=1\n' for text in operations.values())
+    program = Program(f'ENTRY %main (p: f32[8]) -> f32[8] {{\n{starts}{starts}}}\n')
+    assert program.bytes_by_kind() == {
+        'all-gather': 2 * 64 * 4,
+        'reduce-scatter': 2 * 4,
+        'all-to-all': 2 * 12 * 4,
+        'collective-permute': 2 * 8 * 4,
+        'all-reduce': 2 * 10 * 4,
+    }
+
+
+def test_sums_on_one_channel_are_different_collectives():
+    """On TPUs too, all collectives of `jax.shard_map` have the same channel."""
+    line = '  %x = f32[8] all-reduce(%p), channel_id=1, to_apply=%add\n'
+    program = Program(f'ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}{line}}}\n')
+    assert program.bytes_by_kind() == {'all-reduce': 2 * 8 * 4}
 
 
 def test_arrays_of_few_bits_are_packed():

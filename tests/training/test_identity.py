@@ -266,7 +266,11 @@ def test_another_way_of_scoring(run, tiny_weights):
 def test_what_leaves_the_results_as_they_are(run, tiny_weights, tmp_path, results):
     weights = shutil.copy(tiny_weights, tmp_path / 'moved.gguf')
     settings = toy_run_config(
-        weights, training__checkpoint_every=3, training__remat='full', evaluation__batch_size=2
+        weights,
+        training__checkpoint_every=3,
+        training__remat='full',
+        evaluation__batch_size=2,
+        model__attention='xla',
     )
     assert training.train(settings, run) == results
 

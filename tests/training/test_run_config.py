@@ -153,6 +153,11 @@ def test_choosing_a_checkpoint_needs_examples_to_choose_by():
             "Unknown model.dtype 'bfloat': did you mean bfloat16 or float32?",
         ),
         (
+            'model.attention',
+            'flash',
+            "Unknown model.attention 'flash': did you mean splash?",
+        ),
+        (
             'optimizer.schedule',
             'cosinus',
             "Unknown optimizer.schedule 'cosinus': did you mean cosine?",

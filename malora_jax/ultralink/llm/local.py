@@ -110,7 +110,13 @@ def load_model(source: str) -> LanguageModel:
     base = load_base(run.model, run.weights)
     template = data.get_template('chat' if base.tokenizer.chat_template else run.data.template)
     variables = {'params': base.params}
-    return LanguageModel(run.model.name, Decoder(run.model), variables, base.tokenizer, template)
+    return LanguageModel(
+        run.model.name,
+        Decoder(run.model, attention=run.attention),
+        variables,
+        base.tokenizer,
+        template,
+    )
 
 
 def _config(source: str) -> ConfigDict:

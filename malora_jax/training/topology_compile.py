@@ -1,8 +1,8 @@
-"""Compilation of the training step for a TPU topology, on a host without a TPU.
+"""Compilation of the training step for a TPU slice or for GPUs, on a host without them.
 
-The compiler reports whether the step fits into device memory, how much memory it needs, how much
-data the devices exchange, and an estimate of its cycles. This needs the package `libtpu`. Nothing
-is allocated.
+The compiled program says how much memory the step needs, whether it fits, how much data the devices
+exchange, and on TPUs an estimate of its cycles. This needs the package `libtpu`, or JAX's plugin
+for CUDA. Nothing is allocated.
 """
 
 import dataclasses
@@ -14,79 +14,113 @@ import jax
 
 from malora_jax import errors
 from malora_jax.distributed import hlo, sharding
+from malora_jax.distributed.gpus import GPU
 from malora_jax.distributed.mesh import make_mesh
-from malora_jax.distributed.topology import tpu_devices
+from malora_jax.distributed.topology import Topology, get_topology
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import Hyperparameters
+from malora_jax.training.memory_estimate import USABLE_SHARE
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import abstract_state
 from malora_jax.training.step import lower_train_step
 
-# Matches the compiler's out-of-memory message, such as 'Used 20.98G of 15.75G hbm.'
-_OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
+# Matches the compiler's out-of-memory messages: 'Used 20.98G of 15.75G hbm.', or 'the total memory
+# required for HLO temporaries (17.41G) exceeds available HBM (15.75G)', without the arguments.
+_OUT_OF_MEMORY = re.compile(
+    r'(?:Used |temporaries \()([\d.]+)([KMG])\)? (?:of |exceeds available HBM \()([\d.]+)([KMG])'
+)
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
+# Share of a GPU's memory that JAX reserves by default; the variable that sets this share, and the
+# value for steps that need more.
+_DEFAULT_GPU_SHARE = 0.75
+_GPU_SHARE_VARIABLE, _LARGE_GPU_SHARE = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 0.95
 
 
 def compile_for_topology(run: RunConfig, topology: str) -> dict[str, Any]:
-    """Compile the training step of a run for a TPU topology, and return the compiler's estimates.
+    """Compile the training step of a run for a topology, and return the compiler's estimates.
 
     Args:
-        run: Config of the run. Its `mesh` must match the number of chips, and `data.batch_size` is
-            the number of rows on all chips together.
-        topology: Name of the topology, such as 'v5e:4x4'.
+        run: Config of the run. Its `mesh` must match the number of devices, and `data.batch_size`
+            is the number of rows on all devices together.
+        topology: Name of the topology, such as 'v5e:4x4' or 'h100:8'.
 
     Returns:
-        `name`, `devices`, `mesh`, `fits` and `bytes_per_device`. If the step fits: `bytes` by part
-        of the memory, `collective_bytes` by kind of collective, and `estimated_cycles`, all for one
-        device and one step. Otherwise: `bytes_there_are`, the memory of a device, and `change`, a
+        `name`, `devices`, `attention` (the backend), `mesh`, `fits` and `bytes_per_device`. If the
+        step is compiled: `bytes` by part of the memory and `collective_bytes` by kind of
+        collective, for one device and one step, and for TPUs `estimated_cycles`, which do not
+        include an attention kernel. The TPU compiler rejects a step that does not fit, and may then
+        count only the temporary memory in `bytes_per_device`.
+
+        If the step does not fit: `bytes_there_are`, the usable memory of a device, and `change`, a
         change of the config with which the step fits. `change` has the new values by dotted field
         name, and the `bytes_per_device` of the changed step. It is None if no change was found.
 
+        For GPUs: `checked`, whether the tests cover this GPU; and `environment`, the environment
+        variables that the run needs because JAX by default reserves only a part of the memory. If
+        only the changed step needs them, they are in `change`.
+
     Raises:
-        UserError: The topology is unknown, `libtpu` is missing or does not match JAX, the topology
-            cannot form the mesh, the rows cannot be split over the mesh, or the compiler rejects
-            the step.
+        UserError: The topology is unknown, its compiler is missing or does not match JAX, the
+            topology cannot form the mesh, the rows cannot be split over the mesh, or the compiler
+            rejects the step.
     """
-    devices = tpu_devices(topology)
-    report = _compile_report(run, devices)
+    target = get_topology(topology)
+    report = _compile_report(run, target)
     if not report['fits']:
-        report['change'] = _find_fitting_change(run, devices, report['mesh'])
-    return {'name': topology, 'devices': len(devices)} | report
+        report['change'] = _find_fitting_change(run, target, report['mesh'])
+    attention = run.choose_attention(target.devices[0]).backend
+    return {'name': topology, 'devices': len(target.devices), 'attention': attention} | report
 
 
-def _compile_report(run: RunConfig, devices: list[Any]) -> dict[str, Any]:
-    mesh = make_mesh(run.mesh, devices)
-    shape = {'mesh': dict(mesh.shape)}
+def _compile_report(run: RunConfig, topology: Topology) -> dict[str, Any]:
+    mesh = make_mesh(run.mesh, topology.devices)
+    report: dict[str, Any] = {'mesh': dict(mesh.shape)}
     try:
         compiled = compiled_step(run, mesh)
     except jax.errors.JaxRuntimeError as error:
         used = _OUT_OF_MEMORY.search(str(error))
         if not used:
             raise errors.UserError(
-                f'The TPU compiler rejects the training step: {str(error).splitlines()[0]}'
+                f'The compiler rejects the training step: {str(error).splitlines()[0]}'
             ) from error
-        return shape | {
+        return report | {
             'fits': False,
             'bytes_per_device': _bytes(used[1], used[2]),
             'bytes_there_are': _bytes(used[3], used[4]),
         }
     memory: Any = compiled.memory_analysis()
-    program = _program(compiled)
+    if topology.gpu is None:
+        program = _tpu_program(compiled)
+    else:
+        program = hlo.Program(compiled.as_text() or '')
     parts = {
         'arguments': memory.argument_size_in_bytes,
         'results': memory.output_size_in_bytes - memory.alias_size_in_bytes,
         'temporary': memory.temp_size_in_bytes,
         'program': memory.generated_code_size_in_bytes,
     }
-    return shape | {
-        'fits': True,
-        'bytes_per_device': sum(parts.values()),
-        'bytes': parts,
-        'collective_bytes': program.bytes_by_kind(),
-        'estimated_cycles': program.cycles(),
-    }
+    needed = sum(parts.values())
+    report |= {'fits': True, 'bytes_per_device': needed}
+    if topology.gpu is not None:
+        report |= _gpu_limits(topology.gpu, needed)
+    report |= {'bytes': parts, 'collective_bytes': program.bytes_by_kind()}
+    if topology.gpu is None:
+        report['estimated_cycles'] = program.cycles()
+    return report
+
+
+def _gpu_limits(gpu: GPU, needed: int) -> dict[str, Any]:
+    """Return what a plan says about the memory of a GPU, which the compiler does not enforce."""
+    usable = int(USABLE_SHARE * gpu.memory_bytes)
+    limits: dict[str, Any] = {'checked': gpu.checked}
+    if needed > usable:
+        return limits | {'fits': False, 'bytes_there_are': usable}
+    # The same part of the reserved memory stays free with both shares.
+    if needed * _LARGE_GPU_SHARE > usable * _DEFAULT_GPU_SHARE:
+        limits['environment'] = {_GPU_SHARE_VARIABLE: f'{_LARGE_GPU_SHARE}'}
+    return limits
 
 
 def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
@@ -102,7 +136,8 @@ def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compile
     """
     with jax.set_mesh(mesh):
         sharding.check_rows_divisible('data.batch_size', run.data.batch_size)
-        model = Decoder(run.model, run.adapter, run.training.remat)
+        run = run.for_device(mesh.devices.flat[0])
+        model = Decoder(run.model, run.adapter, run.training.remat, run.attention)
         # The number of steps of a run by epochs is known only once its data are loaded.
         steps = run.training.steps or 1
         params = sharding.sharded_shapes(abstract_variables(model)['params'])
@@ -112,7 +147,7 @@ def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compile
         return lower_train_step(run, steps, num_tasks, state, params, numbers).compile()
 
 
-def _program(compiled: jax.stages.Compiled) -> hlo.Program:
+def _tpu_program(compiled: jax.stages.Compiled) -> hlo.Program:
     try:
         return hlo.Program(compiled.as_text() or '')
     except jax.errors.JaxRuntimeError as error:
@@ -123,18 +158,19 @@ def _program(compiled: jax.stages.Compiled) -> hlo.Program:
 
 
 def _find_fitting_change(
-    run: RunConfig, devices: list[Any], sizes: Mapping[str, int]
+    run: RunConfig, topology: Topology, sizes: Mapping[str, int]
 ) -> dict[str, Any] | None:
     """Return the first of `_memory_saving_changes` with which the step fits into device memory.
 
     Args:
         run: Config of the run, whose step does not fit.
-        devices: Devices of the topology.
+        topology: Devices to compile for.
         sizes: Number of devices along each axis of the run's mesh.
 
     Returns:
-        A dict with the changed config fields by dotted name, and with one more key,
-        `bytes_per_device`, the memory of the changed step. None if no change makes the step fit.
+        A dict with the changed config fields by dotted name, and `bytes_per_device`, the memory of
+        the changed step, and for a GPU `environment` if the step needs it. None if no change makes
+        the step fit.
     """
     for change in _memory_saving_changes(run, sizes):
         mesh = dataclasses.replace(run.mesh, **change.get('mesh', {}))
@@ -142,7 +178,7 @@ def _find_fitting_change(
         data = dataclasses.replace(run.data, **change.get('data', {}))
         changed = dataclasses.replace(run, mesh=mesh, training=training, data=data)
         try:
-            report = _compile_report(changed, devices)
+            report = _compile_report(changed, topology)
         except errors.UserError:  # The model cannot be sharded over this mesh.
             continue
         if report['fits']:
@@ -151,7 +187,9 @@ def _find_fitting_change(
                 for section, values in change.items()
                 for name, value in values.items()
             }
-            return fields | {'bytes_per_device': report['bytes_per_device']}
+            return fields | {
+                key: report[key] for key in ('bytes_per_device', 'environment') if key in report
+            }
     return None
 
 
