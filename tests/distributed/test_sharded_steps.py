@@ -55,12 +55,13 @@ def measured() -> dict[str, dict[str, dict]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line['method'], line['mesh']) for line in lines] == [
+        (method, mesh) for method, meshes in cases.items() for mesh in meshes
+    ]
     found: dict[str, dict[str, dict]] = {mesh: {} for mesh in MESHES}
-    for line in map(json.loads, done.stdout.splitlines()):
+    for line in lines:
         found[line['mesh']][line['method']] = line
-    assert {mesh: set(each) for mesh, each in found.items()} == {
-        mesh: set(each) for mesh, each in methods.items()
-    }
     return found
 
 

@@ -39,6 +39,19 @@ def interpreted(monkeypatch):
         monkeypatch.setitem(KERNELS, name, functools.partial(kernel, interpret=True))
 
 
+def small_packing(dtype) -> attention_check.Packing:
+    """Return two rows of up to eight segments, with two query heads for one key head."""
+    return random_packing(
+        np.random.default_rng(0),
+        length=256,
+        max_segments=8,
+        num_heads=2,
+        num_kv_heads=1,
+        head_width=64,
+        dtype=dtype,
+    )
+
+
 @pytest.mark.parametrize('width', HEAD_WIDTHS)
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('backend', ['xla', *KERNELS])
@@ -63,16 +76,10 @@ def test_values_and_gradients_are_those_of_float64(backend, dtype, width):
 @pytest.mark.parametrize('backend', ['xla', *KERNELS])
 def test_single_tokens_have_no_gradient_of_their_scores(backend):
     """A token that attends to itself alone has a weight of 1, even if all values are rounded."""
-    packing = random_packing(
-        np.random.default_rng(0),
-        length=8,
-        max_segments=1,
-        num_heads=12,
-        num_kv_heads=2,
-        head_width=64,
-        dtype=jnp.bfloat16,
-    )
-    alone = packing._replace(segments=jnp.arange(16, dtype=jnp.int32).reshape(2, 8))
+    packing = small_packing(jnp.bfloat16)
+    rows, length = packing.segments.shape
+    tokens = jnp.arange(rows * length, dtype=jnp.int32)
+    alone = packing._replace(segments=tokens.reshape(rows, length))
     found = attention_check.errors(backend, alone, interpret=True)
     assert max(found['dq'], found['dk']) < 1e-4, found
 
@@ -80,15 +87,7 @@ def test_single_tokens_have_no_gradient_of_their_scores(backend):
 @pytest.mark.parametrize('backend', ['xla', *KERNELS])
 def test_a_backend_that_ignores_segments_is_found(backend):
     """Every output exceeds even the tolerance of bfloat16 by far."""
-    packing = random_packing(
-        np.random.default_rng(0),
-        length=256,
-        max_segments=8,
-        num_heads=2,
-        num_kv_heads=1,
-        head_width=64,
-        dtype=jnp.float32,
-    )
+    packing = small_packing(jnp.float32)
     whole = packing._replace(segments=jnp.ones_like(packing.segments))
     function = attention_check.attention_function(backend, interpret=True)
     found = attention_check.relative_errors(
