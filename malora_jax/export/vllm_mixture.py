@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from malora_jax import files
 from malora_jax.adapters.structures import IndependentExperts
-from malora_jax.export import merge, mixture, peft
+from malora_jax.export import mixture, peft
 from malora_jax.export.directory import atomic_directory
 from malora_jax.export.trained_model import TrainedAdapter
 
@@ -25,7 +25,7 @@ from malora_jax.export.trained_model import TrainedAdapter
 _ROUTER_PARTS = 2
 
 
-def write_mixture(trained: TrainedAdapter, output: pathlib.Path) -> None:
+def write_vllm_mixture(trained: TrainedAdapter, output: pathlib.Path) -> None:
     """Write a routed mixture as a LoRA whose rank covers all experts and the router.
 
     Args:
@@ -36,11 +36,9 @@ def write_mixture(trained: TrainedAdapter, output: pathlib.Path) -> None:
         UserError: The model is a single LoRA, its update is zero, or the directory exists and is
             not empty.
     """
-    adapter = mixture.check_mixture(trained, 'vllm')
+    mixture.check_mixture(trained, 'vllm')
     tensors = {}
-    for target in adapter.targets:
-        leaves = merge.linear_leaves_float64(trained.variables, target)
-        experts = mixture.fold(adapter, leaves)
+    for target, experts in mixture.dense_experts(trained).items():
         router_LPD = _router_parts(experts.router)
         up_LFS = experts.stacked_up()
         zeros_LFP = np.zeros((*up_LFS.shape[:2], router_LPD.shape[1]))
@@ -52,7 +50,9 @@ def write_mixture(trained: TrainedAdapter, output: pathlib.Path) -> None:
             for layer, value in enumerate(array):
                 name = peft.tensor_name(target, leaf).format(layer)
                 tensors[name] = np.ascontiguousarray(value, np.float32)
-    block = mixture.describe(trained, trained.base_fingerprint, _ROUTER_PARTS)
+    # The fingerprint of a quantized base model is that of its codes.
+    fingerprint = None if trained.model.config.quantize else trained.base_fingerprint
+    block = mixture.mixture_block(trained, fingerprint, _ROUTER_PARTS)
     config = {
         'peft_type': 'LORA',
         'task_type': 'CAUSAL_LM',

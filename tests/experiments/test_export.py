@@ -78,10 +78,11 @@ def test_a_mixture_for_transformers_and_for_vllm(workdir, tmp_path):
     done = export(workdir, '--format=transformers', '--adapter_only', f'--output={tmp_path / "hf"}')
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'hf' / 'mixture.safetensors').exists()
+    weights = workdir.parent / 'tiny.gguf'
+    assert f'{weights} does not have the base weights of the training: export them ' in done.stdout
     done = export(workdir, '--format=adapter', f'--output={tmp_path / "adapter"}')
     assert done.returncode == 0, done.stderr
     # For vLLM, the base model is not needed.
-    weights = workdir.parent / 'tiny.gguf'
     weights.rename(tmp_path / 'tiny.gguf')
     try:
         for source, name in ((workdir, 'vllm'), (tmp_path / 'adapter', 'again')):

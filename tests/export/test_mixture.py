@@ -10,11 +10,12 @@ import safetensors.numpy
 
 from malora_jax.adapters import LowRankExperts, method
 from malora_jax.errors import UserError
-from malora_jax.export import fingerprints, safetensors_files
+from malora_jax.export import fingerprints, huggingface_names, safetensors_files
 from malora_jax.export.mixture import fold
 from malora_jax.export.trained_model import TrainedAdapter
-from malora_jax.export.transformers_mixture import write_mixture as write_for_transformers
-from malora_jax.export.vllm_mixture import write_mixture as write_for_vllm
+from malora_jax.export.transformers_mixture import write_transformers_mixture
+from malora_jax.export.vllm_mixture import write_vllm_mixture
+from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.params import to_huggingface
 from tests.export.helpers import restored_model, tiny_base
 from tests.helpers import reference
@@ -105,8 +106,8 @@ def test_a_single_expert_has_a_router_of_zeros():
 
 def test_files_for_transformers(base, tmp_path):
     trained = mixture(base)
-    write_for_transformers(trained, tmp_path / 'whole')
-    write_for_transformers(trained, tmp_path / 'alone', adapter_only=True)
+    write_transformers_mixture(trained, tmp_path / 'whole')
+    write_transformers_mixture(trained, tmp_path / 'alone', adapter_only=True)
     both = [
         json.loads((tmp_path / name / 'config.json').read_text()) for name in ('whole', 'alone')
     ]
@@ -147,7 +148,7 @@ def test_files_for_transformers(base, tmp_path):
 
 def test_large_exports_have_several_files(base, tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors_files, 'MAX_BYTES', 100_000)
-    write_for_transformers(mixture(base), tmp_path / 'out')
+    write_transformers_mixture(mixture(base), tmp_path / 'out')
     index = json.loads((tmp_path / 'out' / 'model.safetensors.index.json').read_text())
     files = sorted((tmp_path / 'out').glob('model-*.safetensors'))
     assert len(files) > 2 and {*index['weight_map'].values()} == {path.name for path in files}
@@ -161,7 +162,7 @@ def test_large_exports_have_several_files(base, tmp_path, monkeypatch):
 
 def test_files_for_vllm(base, tmp_path):
     trained = mixture(base)
-    write_for_vllm(without_base(trained), tmp_path / 'out')
+    write_vllm_mixture(without_base(trained), tmp_path / 'out')
     config = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
     assert config['mixture']['router_parts'] == 2
     assert 'r' not in config and 'lora_alpha' not in config
@@ -184,6 +185,29 @@ def test_files_for_vllm(base, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+def test_a_quantized_base_has_no_fingerprint_for_vllm(base, tmp_path):
+    trained = without_base(mixture(base))
+    model = Decoder(preset('tiny', quantize='int8'), trained.model.adapter)
+    write_vllm_mixture(trained._replace(model=model), tmp_path / 'out')
+    config = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
+    assert config['mixture']['base'] == {'name': trained.weights, 'fingerprint': None}
+
+
+@pytest.mark.parametrize(
+    'weights, name',
+    [
+        ('', 'HuggingFaceTB/SmolLM2-135M-Instruct'),
+        ('someone/other', 'someone/other'),
+        ('models/mine.gguf', 'models/mine.gguf'),
+    ],
+)
+def test_the_base_is_named_by_its_weights(base, weights, name):
+    trained = without_base(mixture(base))._replace(
+        model=Decoder(preset('smollm2-135m')), weights=weights
+    )
+    assert huggingface_names.base_name(trained) == name
+
+
 @pytest.mark.parametrize(
     'name, changes, message',
     [
@@ -194,7 +218,7 @@ def test_files_for_vllm(base, tmp_path):
 def test_mistakes(base, tmp_path, name, changes, message):
     trained = mixture(base, name, **changes)
     with pytest.raises(UserError, match=message):
-        write_for_transformers(trained, tmp_path / 'out')
+        write_transformers_mixture(trained, tmp_path / 'out')
     with pytest.raises(UserError, match=message):
-        write_for_vllm(without_base(trained)._replace(step=trained.step), tmp_path / 'out')
+        write_vllm_mixture(without_base(trained)._replace(step=trained.step), tmp_path / 'out')
     assert not (tmp_path / 'out').exists()

@@ -11,8 +11,9 @@ from malora_jax.adapters.methods import METHODS, method
 from malora_jax.data import get_template
 from malora_jax.export.huggingface import write_base
 from malora_jax.export.trained_model import TrainedModel
-from malora_jax.export.transformers_mixture import write_mixture
+from malora_jax.export.transformers_mixture import write_transformers_mixture
 from malora_jax.models import Decoder, preset
+from malora_jax.models.config import Llama3Scaling
 from malora_jax.models.loading.base_model import LoadedBase
 from tests.export.helpers import TOKENS, tiny_base
 from tests.helpers.models import logits_of, random_variables, small_method
@@ -23,12 +24,14 @@ NEW_TOKENS = 12
 # Largest difference of float32 logits, which are up to about 10.
 TOLERANCE = 1e-4
 LLAMA, QWEN2, QWEN3 = {}, {'qkv_bias': True}, {'qk_norm': True, 'tied': False}
+LLAMA3 = {'rope_scaling': Llama3Scaling(8.0, 1.0, 4.0, 16)}
 MIXTURES = [name for name in METHODS if not method(name).structure.is_mergeable]
 CASES = {
     **{f'Llama {name}': (LLAMA, name, {}) for name in MIXTURES},
     'Llama renormalized': (LLAMA, 'malora', {'renormalize': True}),
     'Llama equal': (LLAMA, 'malora', {'equal_gates': True}),
     'Llama router on the subspace': (LLAMA, 'malora', {'router_input': 'first'}),
+    'Llama of version 3': (LLAMA3, 'malora', {}),
     'Qwen2 malora': (QWEN2, 'malora', {}),
     'Qwen2 hydralora': (QWEN2, 'hydralora', {}),
     'Qwen3 malora': (QWEN3, 'malora', {}),
@@ -63,10 +66,10 @@ def there(trained, tmp_path_factory):
     home = tmp_path_factory.mktemp('exports')
     exports = {}
     for name, each in trained.items():
-        write_mixture(each, home / name)
+        write_transformers_mixture(each, home / name)
         exports[name] = str(home / name), {}
     alone = trained['Qwen3 malora']
-    write_mixture(alone, home / 'alone', adapter_only=True)
+    write_transformers_mixture(alone, home / 'alone', adapter_only=True)
     write_base(alone, home / 'its base')
     exports['alone'] = str(home / 'alone'), {'base': str(home / 'its base')}
     cases, results = home / 'cases.json', home / 'results.json'

@@ -11,7 +11,7 @@ from malora_jax.export import fingerprints
 from malora_jax.export.huggingface import write_base
 from malora_jax.export.peft import write_peft
 from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
-from malora_jax.export.vllm_mixture import write_mixture
+from malora_jax.export.vllm_mixture import write_vllm_mixture
 from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.base_model import LoadedBase
 from tests.export.helpers import TOKENS, tiny_base
@@ -58,7 +58,7 @@ def there(trained, tmp_path_factory) -> dict[str, list[list[int]]]:
         else:
             fingerprint = fingerprints.base_fingerprint(each.base.params)
             fields = each.method, each.weights, each.step, fingerprint
-            write_mixture(TrainedAdapter(each.model, each.variables, *fields), home / name)
+            write_vllm_mixture(TrainedAdapter(each.model, each.variables, *fields), home / name)
     cases, results = home / 'cases.json', home / 'results.json'
     content = {
         'base': str(home / 'base'),
