@@ -1,8 +1,9 @@
 """The block `mixture` of config.json: fields and validation."""
 
 import dataclasses
-import math
 import re
+import reprlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ class Mixture:
         num_experts: Number of experts E of each adapted linear layer.
         rank: Rank R of one expert.
         top_k: Number of active experts per token, K.
-        scale: Factor of the update.
+        scale: Factor of the update, positive.
         gates: Kind of gates of the top-k experts, one of `GATES`: 'softmax', their probabilities;
             'renormalized', these probabilities scaled to sum to one; or 'equal', 1/K each.
         targets: Names of the adapted linear layers, keys of `TARGETS`.
@@ -67,18 +68,21 @@ def parse_mixture(block: Any) -> Mixture:
     Fields that this version does not know are ignored.
 
     Raises:
-        ValueError: The block is not an object, has a newer version, or lacks a field; or a field
+        ValueError: The block is not an object, has another version, or lacks a field; or a field
             has a wrong type or is out of range.
     """
     if not isinstance(block, Mapping):
-        raise ValueError('config.json has no object `mixture`, which an exported mixture has.')
+        raise ValueError(
+            'config.json has no object `mixture`: load a model that was exported with '
+            '--format=transformers.'
+        )
     version = _field(block, 'version', _is_positive_integer, 'a positive integer')
-    if version > VERSION:
+    if version != VERSION:
         raise ValueError(
             f'config.json: mixture.version is {version}, but this release of mixture_transformers '
-            f'reads versions up to {VERSION}: upgrade mixture_transformers.'
+            f'reads version {VERSION}: upgrade mixture_transformers.'
         )
-    _field(block, 'method', _is_text, 'a text')
+    _field(block, 'method', _is_text, 'a non-empty string')
     num_experts, rank, top_k = (
         _field(block, name, _is_positive_integer, 'a positive integer')
         for name in ('num_experts', 'rank', 'top_k')
@@ -86,7 +90,7 @@ def parse_mixture(block: Any) -> Mixture:
     if top_k > num_experts:
         raise ValueError(
             f'config.json: mixture.top_k is {top_k}; it must be at most num_experts = '
-            f'{num_experts}.'
+            f'{num_experts}: export the model again.'
         )
     _field(block, 'router_parts', lambda value: _is_positive_integer(value) and value == 1, '1')
     base = _field(block, 'base', lambda value: isinstance(value, Mapping), 'an object')
@@ -94,14 +98,14 @@ def parse_mixture(block: Any) -> Mixture:
         num_experts=num_experts,
         rank=rank,
         top_k=top_k,
-        scale=float(_field(block, 'scale', _is_finite_number, 'a finite number')),
+        scale=float(_field(block, 'scale', _is_positive_number, 'a finite positive number')),
         gates=_field(block, 'gates', GATES.__contains__, f'one of {", ".join(GATES)}'),
         targets=tuple(
             _field(
                 block, 'targets', _are_targets, f'a list without repeats from {", ".join(TARGETS)}'
             )
         ),
-        base_name=_field(base, 'name', _is_text, 'a text', 'base.'),
+        base_name=_field(base, 'name', _is_text, 'a non-empty string', 'base.'),
         base_fingerprint=_field(
             base, 'fingerprint', _is_fingerprint, '32 hexadecimal digits', 'base.'
         ),
@@ -128,11 +132,14 @@ def _field(
         ValueError: The field is missing or its value is not valid.
     """
     if name not in block:
-        raise ValueError(f'config.json has no field mixture.{prefix}{name}.')
+        raise ValueError(
+            f'config.json has no field mixture.{prefix}{name}: export the model again.'
+        )
     value = block[name]
     if not is_valid(value):
         raise ValueError(
-            f'config.json: mixture.{prefix}{name} is {value!r}; it must be {description}.'
+            f'config.json: mixture.{prefix}{name} is {reprlib.repr(value)}; it must be '
+            f'{description}: export the model again.'
         )
     return value
 
@@ -142,8 +149,9 @@ def _is_positive_integer(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
-def _is_finite_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_positive_number(value: Any) -> bool:
+    # JSON's integers may exceed the largest float.
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def _is_text(value: Any) -> bool:
@@ -156,7 +164,7 @@ def _is_fingerprint(value: Any) -> bool:
 
 def _are_targets(value: Any) -> bool:
     return (
-        isinstance(value, list | tuple)
+        isinstance(value, list)
         and bool(value)
         and all(isinstance(target, str) and target in TARGETS for target in value)
         and len(set(value)) == len(value)
