@@ -84,7 +84,7 @@ def _layer_tensors(name: str, tensors: Mapping[str, torch.Tensor]) -> list[torch
     names = [name.format(layer) for layer in range(num_layers)]
     missing = [each for each in names if each not in tensors]
     if missing:
-        raise ValueError(f'The base model has no tensor {missing[0]!r}.')
+        raise ValueError(f'The base model has no tensor {missing[0]!r}: export it again.')
     return [tensors[each] for each in names]
 
 

@@ -21,8 +21,8 @@ from mixture_transformers.schema import Mixture, parse_mixture
 
 MIXTURE_WEIGHTS = 'mixture.safetensors'
 # Keyword arguments of `from_pretrained` that locate files of the base model and of the export.
-_BASE_FILES = ('cache_dir', 'force_download', 'local_files_only', 'proxies', 'token')
-_EXPORT_FILES = (*_BASE_FILES, 'revision', 'subfolder')
+_BASE_HUB_OPTIONS = ('cache_dir', 'force_download', 'local_files_only', 'proxies', 'token')
+_EXPORT_HUB_OPTIONS = (*_BASE_HUB_OPTIONS, 'revision', 'subfolder')
 
 Path = str | os.PathLike[str]
 
@@ -37,10 +37,10 @@ def is_adapter_alone(path: Path, options: Mapping[str, Any]) -> bool:
     Raises:
         ValueError: The export has no weights.
     """
-    where = _file_options(options, _EXPORT_FILES)
-    if _find_weights(path, SAFE_WEIGHTS_NAME, where, options.get('variant')):
+    hub_options = _select(options, _EXPORT_HUB_OPTIONS)
+    if _find_file_or_index(path, SAFE_WEIGHTS_NAME, hub_options, options.get('variant')):
         return False
-    if _find_weights(path, MIXTURE_WEIGHTS, where):
+    if _find_file_or_index(path, MIXTURE_WEIGHTS, hub_options):
         return True
     raise ValueError(
         f'{path} has no weights: it needs {SAFE_WEIGHTS_NAME} or {MIXTURE_WEIGHTS}, or an index '
@@ -72,18 +72,18 @@ def adapter_arguments(
         ValueError: The configuration, the adapter or the base does not fit, or the base has no
             safetensors files.
     """
-    where = _file_options(options, _EXPORT_FILES)
-    rest = {name: value for name, value in options.items() if name not in where}
+    hub_options = _select(options, _EXPORT_HUB_OPTIONS)
+    rest = {name: value for name, value in options.items() if name not in hub_options}
     if not isinstance(config, PreTrainedConfig):
         # The dtype stays an argument, because 'auto' is not a valid dtype of a configuration.
         dtypes = {name: rest.pop(name) for name in ('dtype', 'torch_dtype') if name in rest}
         config, rest = config_class.from_pretrained(
-            config or path, return_unused_kwargs=True, **where, **rest
+            config or path, return_unused_kwargs=True, **hub_options, **rest
         )
         rest |= dtypes
     tensors = _merged_tensors(path, base, config, options)
-    if 'generation_config' not in rest and _find(path, 'generation_config.json', where):
-        rest['generation_config'] = GenerationConfig.from_pretrained(path, **where)
+    if 'generation_config' not in rest and _find(path, 'generation_config.json', hub_options):
+        rest['generation_config'] = GenerationConfig.from_pretrained(path, **hub_options)
     return rest | {'config': config, 'state_dict': tensors}
 
 
@@ -93,16 +93,17 @@ def _merged_tensors(
     """Return the tensors of the base and of the adapter, named as in a complete export."""
     mixture = parse_mixture(config.mixture)
     base = base or mixture.base_name
-    tensors = _read_base(base, _file_options(options, _BASE_FILES))
+    tensors = _read_base(base, _select(options, _BASE_HUB_OPTIONS))
     fingerprint = base_fingerprint(tensors, config.tie_word_embeddings)
     if fingerprint != mixture.base_fingerprint:
         raise ValueError(
             f'{path} was trained on other base weights than those in {base} (fingerprint '
-            f'{mixture.base_fingerprint}, not {fingerprint}).'
+            f'{mixture.base_fingerprint}, not {fingerprint}): pass the base model of the training '
+            'as `base`, such as an export with --format=base.'
         )
-    where = _file_options(options, _EXPORT_FILES)
-    file = _find_weights(path, MIXTURE_WEIGHTS, where)
-    adapter = _read_weights(path, file, where)
+    hub_options = _select(options, _EXPORT_HUB_OPTIONS)
+    file = _find_file_or_index(path, MIXTURE_WEIGHTS, hub_options)
+    adapter = _read_weights(path, file, hub_options)
     modules = list(mixture.module_names(config.num_hidden_layers))
     _check_adapter(file, adapter, _adapter_shapes(mixture, modules, tensors))
     for module in modules:
@@ -139,22 +140,25 @@ def _check_adapter(
     """
     for name, shape in shapes.items():
         if name not in adapter:
-            raise ValueError(f'{file} has no tensor {name!r}.')
+            raise ValueError(f'{file} has no tensor {name!r}: export the adapter again.')
         if adapter[name].shape != shape:
             raise ValueError(
                 f'{file}: tensor {name!r} has shape {tuple(adapter[name].shape)}; it must have '
-                f'{shape}.'
+                f'{shape}: export the adapter again.'
             )
     extra = sorted(adapter.keys() - shapes.keys())
     if extra:
-        raise ValueError(f'{file} has a tensor {extra[0]!r} that belongs to no adapted layer.')
+        raise ValueError(
+            f'{file} has a tensor {extra[0]!r} that belongs to no adapted layer: export the '
+            'adapter again.'
+        )
 
 
-def _read_base(base: Path, where: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _read_base(base: Path, hub_options: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return the tensors of a base model."""
     reason: OSError | None = None
     try:
-        file = _find_weights(base, SAFE_WEIGHTS_NAME, where)
+        file = _find_file_or_index(base, SAFE_WEIGHTS_NAME, hub_options)
     except OSError as error:
         file, reason = None, error
     if file is None:
@@ -162,28 +166,30 @@ def _read_base(base: Path, where: Mapping[str, Any]) -> dict[str, torch.Tensor]:
             f'The base model {base} is not found or has no {SAFE_WEIGHTS_NAME}: pass its directory '
             'or Hub name as `base`.'
         ) from reason
-    return _read_weights(base, file, where)
+    return _read_weights(base, file, hub_options)
 
 
-def _read_weights(path: Path, file: str, where: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _read_weights(path: Path, file: str, hub_options: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return the tensors of a file or, given an index, of all files that it lists.
 
     The tensors are mapped to memory, and read only when they are used.
     """
     files = [file]
     if file.endswith('.json'):
-        files, _ = get_checkpoint_shard_files(path, file, **where)
+        files, _ = get_checkpoint_shard_files(path, file, **hub_options)
     tensors: dict[str, torch.Tensor] = {}
     for each in files:
         try:
             tensors |= safetensors.torch.load_file(each)
         except safetensors.SafetensorError as error:
-            raise ValueError(f'{each} is not a complete safetensors file ({error}).') from error
+            raise ValueError(
+                f'{each} is not a complete safetensors file ({error}): copy or download it again.'
+            ) from error
     return tensors
 
 
-def _find_weights(
-    path: Path, name: str, where: Mapping[str, Any], variant: str | None = None
+def _find_file_or_index(
+    path: Path, name: str, hub_options: Mapping[str, Any], variant: str | None = None
 ) -> str | None:
     """Return the path of a weight file or of the index of several files; None without both."""
     names = [name, f'{name}.index.json']
@@ -191,13 +197,13 @@ def _find_weights(
         # In model.half.safetensors and model.safetensors.index.half.json, for example.
         parts = [each.rpartition('.') for each in names]
         names = [f'{stem}.{variant}.{extension}' for stem, _, extension in parts]
-    return _find(path, names[0], where) or _find(path, names[1], where)
+    return _find(path, names[0], hub_options) or _find(path, names[1], hub_options)
 
 
-def _find(path: Path, name: str, where: Mapping[str, Any]) -> str | None:
+def _find(path: Path, name: str, hub_options: Mapping[str, Any]) -> str | None:
     """Return the path of a file, downloaded if necessary; None if there is no such file."""
-    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **where)
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_options)
 
 
-def _file_options(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _select(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: options[name] for name in names if name in options}

@@ -248,7 +248,9 @@ def test_another_base_is_refused(adapter):
     safetensors.torch.save_file(tensors, path)
     message = refused(directory)
     start = f'{directory} was trained on other base weights than those in {base} (fingerprint '
-    assert message.startswith(f'{start}{expected}, not ') and message.endswith(').')
+    assert message.startswith(f'{start}{expected}, not ') and message.endswith(
+        '): pass the base model of the training as `base`, such as an export with --format=base.'
+    )
 
 
 @pytest.mark.parametrize('base', ['/nowhere/base', 'someone/base', 'empty'])
@@ -276,28 +278,33 @@ NAME = 'model.layers.1.mlp.down_proj.up.weight'
 def test_an_adapter_without_a_tensor_is_refused(adapter):
     _, directory, _ = adapter
     path = change_adapter(directory, lambda tensors: tensors.pop(NAME))
-    assert refused(directory) == f"{path} has no tensor '{NAME}'."
+    assert refused(directory) == f"{path} has no tensor '{NAME}': export the adapter again."
 
 
 def test_an_adapter_with_a_tensor_of_another_shape_is_refused(adapter):
     _, directory, _ = adapter
     path = change_adapter(directory, lambda tensors: tensors.update({NAME: torch.zeros(3, 2)}))
     assert refused(directory) == (
-        f"{path}: tensor '{NAME}' has shape (3, 2); it must have (32, 15)."
+        f"{path}: tensor '{NAME}' has shape (3, 2); it must have (32, 15): export the adapter "
+        'again.'
     )
 
 
 def test_an_adapter_with_an_extra_tensor_is_refused(adapter):
     _, directory, _ = adapter
     path = change_adapter(directory, lambda tensors: tensors.update(extra=torch.zeros(1)))
-    assert refused(directory) == f"{path} has a tensor 'extra' that belongs to no adapted layer."
+    assert refused(directory) == (
+        f"{path} has a tensor 'extra' that belongs to no adapted layer: export the adapter again."
+    )
 
 
 def test_a_broken_adapter_is_refused(adapter):
     _, directory, _ = adapter
     path = directory / 'mixture.safetensors'
     path.write_bytes(path.read_bytes()[:-9])
-    assert refused(directory).startswith(f'{path} is not a complete safetensors file (')
+    message = refused(directory)
+    assert message.startswith(f'{path} is not a complete safetensors file (')
+    assert message.endswith('): copy or download it again.')
 
 
 def test_an_invalid_block_is_refused(adapter):
