@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Model,
 )
 
-from mixture_transformers.pretrained import MixtureConfig, MixtureForCausalLM, MixtureModel
+from mixture_transformers.pretrained import MixtureConfig, MixturePreTrained
 
 # Each configuration repeats `__init__`, because newer releases of transformers generate one for
 # each subclass that does not define it.
@@ -52,58 +52,55 @@ class MixtureQwen3Config(MixtureConfig, Qwen3Config):
     __init__ = MixtureConfig.__init__
 
 
-class MixtureLlamaModel(MixtureModel, LlamaModel):
+class MixtureLlamaModel(MixturePreTrained, LlamaModel):
     """Llama with routed mixtures, without an output head."""
 
     config_class = MixtureLlamaConfig
 
 
-class MixtureMistralModel(MixtureModel, MistralModel):
+class MixtureMistralModel(MixturePreTrained, MistralModel):
     """Mistral with routed mixtures, without an output head."""
 
     config_class = MixtureMistralConfig
 
 
-class MixtureQwen2Model(MixtureModel, Qwen2Model):
+class MixtureQwen2Model(MixturePreTrained, Qwen2Model):
     """Qwen2 with routed mixtures, without an output head."""
 
     config_class = MixtureQwen2Config
 
 
-class MixtureQwen3Model(MixtureModel, Qwen3Model):
+class MixtureQwen3Model(MixturePreTrained, Qwen3Model):
     """Qwen3 with routed mixtures, without an output head."""
 
     config_class = MixtureQwen3Config
 
 
-class MixtureLlamaForCausalLM(MixtureForCausalLM, LlamaForCausalLM):
+class MixtureLlamaForCausalLM(MixturePreTrained, LlamaForCausalLM):
     """Llama with routed mixtures, as a causal language model."""
 
     config_class = MixtureLlamaConfig
-    model_class = MixtureLlamaModel
 
 
-class MixtureMistralForCausalLM(MixtureForCausalLM, MistralForCausalLM):
+class MixtureMistralForCausalLM(MixturePreTrained, MistralForCausalLM):
     """Mistral with routed mixtures, as a causal language model."""
 
     config_class = MixtureMistralConfig
-    model_class = MixtureMistralModel
 
 
-class MixtureQwen2ForCausalLM(MixtureForCausalLM, Qwen2ForCausalLM):
+class MixtureQwen2ForCausalLM(MixturePreTrained, Qwen2ForCausalLM):
     """Qwen2 with routed mixtures, as a causal language model."""
 
     config_class = MixtureQwen2Config
-    model_class = MixtureQwen2Model
 
 
-class MixtureQwen3ForCausalLM(MixtureForCausalLM, Qwen3ForCausalLM):
+class MixtureQwen3ForCausalLM(MixturePreTrained, Qwen3ForCausalLM):
     """Qwen3 with routed mixtures, as a causal language model."""
 
     config_class = MixtureQwen3Config
-    model_class = MixtureQwen3Model
 
 
+MODEL_CLASSES = (MixtureLlamaModel, MixtureMistralModel, MixtureQwen2Model, MixtureQwen3Model)
 CAUSAL_LM_CLASSES = (
     MixtureLlamaForCausalLM,
     MixtureMistralForCausalLM,
@@ -114,8 +111,8 @@ CAUSAL_LM_CLASSES = (
 
 def register_auto_classes() -> None:
     """Register all classes with the Auto classes of transformers."""
-    for causal_lm in CAUSAL_LM_CLASSES:
-        config = causal_lm.config_class
+    for model, causal_lm in zip(MODEL_CLASSES, CAUSAL_LM_CLASSES, strict=True):
+        config = model.config_class
         AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, causal_lm.model_class, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
         AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)

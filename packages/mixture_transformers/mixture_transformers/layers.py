@@ -41,15 +41,16 @@ class Router(nn.Module):
 
     Attributes:
         in_features: Number of inputs D, which row-wise tensor parallelism of transformers reads.
-        weight: (E, D) float32.
+        weight: (E, D) float32. It is random in a new model, with the default standard deviation of
+            `transformers`.
     """
 
     def __init__(self, in_features: int, num_experts: int, device: torch.device | None = None):
         super().__init__()
         self.in_features = in_features
         # The dtype is explicit, because a model is built with its own dtype as the default.
-        weight_ED = torch.zeros(num_experts, in_features, dtype=torch.float32, device=device)
-        self.weight = nn.Parameter(weight_ED)
+        weight_ED = torch.empty(num_experts, in_features, dtype=torch.float32, device=device)
+        self.weight = nn.Parameter(nn.init.normal_(weight_ED, std=0.02))
 
     def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Return the logits, (N, E) float32."""
@@ -82,11 +83,19 @@ class MixtureLinear(nn.Module):
 
     def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Return the output, (N, F) in the dtype of the base layer's output."""
+        return self.base(x_ND) + self._update(x_ND)
+
+    def _update(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """Return the update of the output, (N, F).
+
+        If `forward` called both `base` and `down`, vLLM would take them for parts of one layer and
+        might split `down` over devices.
+        """
         mixture = self._mixture
         gates_NE = mixture.scale * top_k_gates(self.router(x_ND), mixture.top_k, mixture.gates)
         hidden_NP = self.down(x_ND)
         gates_NP = gates_NE.to(hidden_NP.dtype).repeat_interleave(mixture.rank, dim=-1)
-        return self.base(x_ND) + self.up(hidden_NP * gates_NP)
+        return self.up(hidden_NP * gates_NP)
 
 
 def adapt_layers(layers: nn.ModuleList, mixture: Mixture) -> None:

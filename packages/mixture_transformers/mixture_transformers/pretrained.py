@@ -1,13 +1,10 @@
-"""Mixins that turn a model of `transformers` into one with routed mixtures."""
+"""Mixins that turn configurations and models of `transformers` into those with routed mixtures."""
 
 import os
 from typing import Any
 
-from torch import nn
-from transformers import initialization
-
 from mixture_transformers import loading
-from mixture_transformers.layers import Router, adapt_layers
+from mixture_transformers.layers import adapt_layers
 from mixture_transformers.schema import parse_mixture
 from mixture_transformers.tensor_parallel import mixture_plan
 
@@ -30,14 +27,17 @@ class MixtureConfig:
 
 
 class MixturePreTrained:
-    """Mixin of the models: initialization, float32 routers and loading."""
+    """Mixin of the models, with and without an output head."""
 
+    # Older releases of vLLM ignore this; `vllm_plugin` refuses them.
     _keep_in_fp32_modules_strict = ['router']  # noqa: RUF012 (transformers expects a list)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, Router):
-            initialization.normal_(module.weight, std=self.config.initializer_range)
+    def __init__(self, config: Any):
+        # Check the block before the base model is built, which may take long.
+        mixture = parse_mixture(config.mixture)
+        super().__init__(config)
+        adapt_layers(self.base_model.layers, mixture)
+        self.post_init()
 
     @classmethod
     def from_pretrained(
@@ -82,33 +82,6 @@ class MixturePreTrained:
         return (model, report) if output_loading_info else model
 
 
-class MixtureModel(MixturePreTrained):
-    """Mixin of the decoders without an output head."""
-
-    def __init__(self, config: Any):
-        mixture = parse_mixture(config.mixture)
-        super().__init__(config)
-        adapt_layers(self.layers, mixture)
-        self.post_init()
-
-
-class MixtureForCausalLM(MixturePreTrained):
-    """Mixin of the causal language models.
-
-    Attributes:
-        model_class: Class of the decoder.
-    """
-
-    model_class: type[nn.Module]
-
-    def __init__(self, config: Any):
-        # Check the block before the base model is built, which may take long.
-        parse_mixture(config.mixture)
-        super().__init__(config)
-        self.model = self.model_class(config)
-        self.post_init()
-
-
 def _check_loaded(name: Any, missing: set[str] | list[str]) -> None:
     """Check that no tensor of the mixture is missing, which transformers would set at random.
 
@@ -122,4 +95,4 @@ def _check_loaded(name: Any, missing: set[str] | list[str]) -> None:
     suffixes = ('.down.weight', '.router.weight', '.up.weight')
     lacking = sorted(key for key in missing if key.endswith(suffixes))
     if lacking:
-        raise ValueError(f'{name} has no tensor {lacking[0]!r}.')
+        raise ValueError(f'{name} has no tensor {lacking[0]!r}: export the model again.')

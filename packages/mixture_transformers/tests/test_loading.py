@@ -88,7 +88,9 @@ def test_a_new_model_has_routers_in_float32(auto):
     model = auto.from_config(tiny_config('Llama', mixture_block()), dtype=torch.bfloat16)
     for name, parameter in model.named_parameters():
         assert (parameter.dtype == torch.float32) == name.endswith('router.weight'), name
-    # vLLM casts all other parameters to the dtype of the model.
+        # No expert is preferred in a new model.
+        assert 'router' not in name or parameter.std().item() == pytest.approx(0.02, rel=0.3)
+    # vLLM 0.28 and later reads this; without it, vLLM casts all parameters to the model's dtype.
     assert set(model._keep_in_fp32_modules_strict) == {'router'}
 
 
@@ -99,7 +101,7 @@ def test_a_missing_tensor_of_the_mixture_is_refused(tmp_path, llama):
     name = 'model.layers.1.mlp.up_proj.router.weight'
     del tensors[name]
     safetensors.torch.save_file(tensors, path, metadata={'format': 'pt'})
-    assert refused(tmp_path) == f"{tmp_path} has no tensor '{name}'."
+    assert refused(tmp_path) == f"{tmp_path} has no tensor '{name}': export the model again."
 
 
 @pytest.mark.parametrize('size', ['1GB', '20KB'])
@@ -355,5 +357,19 @@ def test_a_default_configuration_has_no_mixture():
 def test_all_classes_are_registered(family):
     config = getattr(transformers, f'{family}Config')
     assert issubclass(AutoConfig.for_model(f'mixture_{family.lower()}').__class__, config)
-    causal_lm = getattr(families, f'Mixture{family}ForCausalLM')
-    assert isinstance(random_model(family).model, causal_lm.model_class)
+    for auto, suffix in ((AutoModel, 'Model'), (AutoModelForCausalLM, 'ForCausalLM')):
+        model = auto.from_config(tiny_config(family, mixture_block()))
+        assert type(model) is getattr(families, f'Mixture{family}{suffix}')
+
+
+@pytest.mark.parametrize('auto', [AutoModel, AutoModelForCausalLM])
+def test_a_model_builds_its_decoder_once(monkeypatch, auto):
+    built = []
+    build = transformers.LlamaModel.__init__
+    monkeypatch.setattr(
+        transformers.LlamaModel,
+        '__init__',
+        lambda model, config: built.append(model) or build(model, config),
+    )
+    model = auto.from_config(tiny_config('Llama', mixture_block()))
+    assert built == [model.base_model]
