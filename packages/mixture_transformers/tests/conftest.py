@@ -4,6 +4,13 @@ import os
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['HF_HUB_DISABLE_PROGRESS_BARS'] = '1'
 os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
+# Read by vLLM at import: a small cache, no core binding, and this plugin alone.
+os.environ.setdefault('VLLM_CPU_KVCACHE_SPACE', '1')
+os.environ.setdefault('VLLM_CPU_OMP_THREADS_BIND', 'nobind')
+os.environ['VLLM_NO_USAGE_STATS'] = '1'
+os.environ['VLLM_PLUGINS'] = 'mixture_transformers'
+# Engines of this process run in it, without a start of another process.
+os.environ['VLLM_ENABLE_V1_MULTIPROCESSING'] = '0'
 
 import pytest
 import tokenizers

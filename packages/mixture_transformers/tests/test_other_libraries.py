@@ -1,14 +1,10 @@
 """Libraries on top of transformers, which must accept the models as they are."""
 
 import math
-import sys
-import types
 
 import pytest
 import torch
-from tiny_models import FAMILIES, random_model, token_ids, write_adapter, write_base
-
-from mixture_transformers import vllm_plugin
+from tiny_models import random_model, token_ids, write_adapter, write_base
 
 
 def test_trl_trains_a_model(tmp_path, tokenizer):
@@ -64,16 +60,3 @@ def test_lm_eval_scores_an_adapter_alone(tmp_path, tokenizer):
         log_probabilities = model(ids).logits.log_softmax(-1)[0, :-1]
         picked = log_probabilities.gather(1, ids[0, 1:, None])[-len(answer.split()) :]
         assert score == pytest.approx(picked.sum().item(), rel=1e-4)
-
-
-def test_vllm_runs_all_families_in_its_transformers_backend(monkeypatch):
-    registered = {}
-    registry = types.SimpleNamespace(register_model=registered.__setitem__)
-    monkeypatch.setitem(sys.modules, 'vllm', types.SimpleNamespace(ModelRegistry=registry))
-    vllm_plugin.register()
-    assert registered == {
-        f'Mixture{family}ForCausalLM': (
-            'vllm.model_executor.models.transformers:TransformersForCausalLM'
-        )
-        for family in FAMILIES
-    }
