@@ -1,8 +1,8 @@
 """The `mixture` block of an adapter_config.json, version 1."""
 
 import dataclasses
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +12,8 @@ MAX_EXPERTS = 64
 # 'softmax': the router's probabilities of the top-k experts; 'renormalized': these probabilities
 # scaled to sum to one; 'equal': 1/K each.
 GATES = ('softmax', 'renormalized', 'equal')
+# Names of the linear layers that can be adapted.
+TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Mixture:
         top_k: Number of active experts per token, K.
         scale: Factor of the update.
         gates: Kind of gates of the top-k experts, one of `GATES`.
-        targets: Names of the adapted linear layers, such as 'q_proj'.
+        targets: Names of the adapted linear layers, from `TARGETS`.
         router_parts: 1 if lora_A has the router's rows once; 2 if their bfloat16 remainders follow.
     """
 
@@ -35,11 +37,6 @@ class Mixture:
     gates: str
     targets: tuple[str, ...]
     router_parts: int
-
-    @property
-    def expert_columns(self) -> int:
-        """Number of the experts' columns in the shrink buffer, E · R."""
-        return self.num_experts * self.rank
 
     @property
     def total_rank(self) -> int:
@@ -59,17 +56,19 @@ def parse_mixture(block: Any) -> Mixture:
     """
     if not isinstance(block, Mapping):
         raise _invalid('mixture', block, 'an object')
-    version = _field(block, 'version', _is_positive_int, 'a positive whole number')
+    version = _field(block, 'version', _is_positive_integer, 'a positive integer')
     if version != VERSION:
         raise ValueError(
             f'mixture.version is {version}, but this malora_vllm reads version {VERSION}: upgrade '
             'malora_vllm.'
         )
-    _field(block, 'method', _is_name, 'a name')
+    _field(block, 'method', _is_text, 'a non-empty string')
     base = _field(block, 'base', lambda value: isinstance(value, Mapping), 'an object')
-    _field(base, 'name', _is_name, 'a name', parent='mixture.base')
-    _field(base, 'fingerprint', _is_fingerprint, '32 hex digits', parent='mixture.base')
-    num_experts = _field(block, 'num_experts', _is_positive_int, 'a positive whole number')
+    _field(base, 'name', _is_text, 'a non-empty string', parent='mixture.base')
+    _field(
+        base, 'fingerprint', _is_fingerprint, '32 hexadecimal digits or null', parent='mixture.base'
+    )
+    num_experts = _field(block, 'num_experts', _is_positive_integer, 'a positive integer')
     if num_experts > MAX_EXPERTS:
         raise ValueError(
             f'mixture.num_experts is {num_experts}, but malora_vllm serves at most {MAX_EXPERTS} '
@@ -77,18 +76,25 @@ def parse_mixture(block: Any) -> Mixture:
         )
     return Mixture(
         num_experts=num_experts,
-        rank=_field(block, 'rank', _is_positive_int, 'a positive whole number'),
+        rank=_field(block, 'rank', _is_positive_integer, 'a positive integer'),
         top_k=_field(
             block,
             'top_k',
-            lambda value: _is_positive_int(value) and value <= num_experts,
-            f'a whole number from 1 to num_experts = {num_experts}',
+            lambda value: _is_positive_integer(value) and value <= num_experts,
+            f'an integer from 1 to num_experts = {num_experts}',
         ),
-        scale=float(_field(block, 'scale', _is_positive_number, 'a positive number')),
+        scale=float(_field(block, 'scale', _is_positive_number, 'a finite positive number')),
         gates=_field(block, 'gates', lambda value: value in GATES, f'one of {", ".join(GATES)}'),
-        targets=tuple(_field(block, 'targets', _is_name_list, 'a list of names of linear layers')),
+        targets=tuple(
+            _field(
+                block, 'targets', _are_targets, f'a list without repeats from {", ".join(TARGETS)}'
+            )
+        ),
         router_parts=_field(
-            block, 'router_parts', lambda value: _is_positive_int(value) and value <= 2, '1 or 2'
+            block,
+            'router_parts',
+            lambda value: _is_positive_integer(value) and value <= 2,
+            '1 or 2',
         ),
     )
 
@@ -118,22 +124,31 @@ def _invalid(name: str, value: Any, expected: str) -> ValueError:
     )
 
 
-def _is_positive_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is_positive_integer(value: Any) -> bool:
+    # JSON's true is not a number, but Python's bool is an int.
+    return type(value) is int and value > 0
 
 
 def _is_positive_number(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value > 0
+    # An int can be above the largest float; math.isfinite raises an OverflowError then.
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
-def _is_name(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ''
 
 
-def _is_name_list(value: Any) -> bool:
-    return isinstance(value, list) and value != [] and all(map(_is_name, value))
+def _are_targets(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and value != []
+        and all(target in TARGETS for target in value)
+        and len(set(value)) == len(value)
+    )
 
 
 def _is_fingerprint(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch('[0-9a-f]{32}', value) is not None
+    # The fingerprint of a quantized base model is not known.
+    return value is None or (
+        isinstance(value, str) and re.fullmatch('[0-9a-f]{32}', value) is not None
+    )

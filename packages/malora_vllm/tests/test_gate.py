@@ -22,7 +22,7 @@ def expected_output(row_P, settings):
     """The gated buffer of one token."""
     if settings is None:
         return row_P
-    experts, columns = settings.num_experts, settings.expert_columns
+    experts, columns = settings.num_experts, settings.num_experts * settings.rank
     logits_E = row_P[columns : columns + experts]
     if settings.router_parts == 2:
         logits_E = logits_E + row_P[columns + experts : columns + 2 * experts]

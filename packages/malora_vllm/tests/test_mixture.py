@@ -5,6 +5,10 @@ import tiny_llama
 
 from malora_vllm.mixture import Mixture, parse_mixture
 
+TARGETS = (
+    'a list without repeats from q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj'
+)
+
 
 def block(**changes):
     return {**tiny_llama.adapter_config('softmax')['mixture'], **changes}
@@ -14,11 +18,15 @@ def test_valid_block():
     mixture = parse_mixture(block())
     targets = tuple(tiny_llama.ADAPTERS['softmax']['targets'])
     assert mixture == Mixture(8, 12, 2, 2.0, 'softmax', targets, 2)
-    assert (mixture.expert_columns, mixture.total_rank) == (96, 112)
+    assert mixture.total_rank == 112
 
 
 def test_whole_scale_is_a_number():
     assert parse_mixture(block(scale=3)).scale == 3.0
+
+
+def test_fingerprint_may_be_unknown():
+    parse_mixture(block(base={'name': 'tiny', 'fingerprint': None}))
 
 
 def test_newer_version():
@@ -55,26 +63,32 @@ def test_missing_field_of_base(field):
 @pytest.mark.parametrize(
     ('field', 'value', 'expected'),
     [
-        ('version', '1', 'a positive whole number'),
-        ('version', True, 'a positive whole number'),
-        ('method', 7, 'a name'),
-        ('method', '', 'a name'),
-        ('num_experts', 8.0, 'a positive whole number'),
-        ('num_experts', 0, 'a positive whole number'),
-        ('rank', '12', 'a positive whole number'),
-        ('rank', -1, 'a positive whole number'),
-        ('top_k', 0, 'a whole number from 1 to num_experts = 8'),
-        ('top_k', 9, 'a whole number from 1 to num_experts = 8'),
-        ('top_k', None, 'a whole number from 1 to num_experts = 8'),
-        ('scale', '2', 'a positive number'),
-        ('scale', 0, 'a positive number'),
-        ('scale', float('nan'), 'a positive number'),
-        ('scale', True, 'a positive number'),
+        ('version', '1', 'a positive integer'),
+        ('version', True, 'a positive integer'),
+        ('method', 7, 'a non-empty string'),
+        ('method', '', 'a non-empty string'),
+        ('num_experts', 8.0, 'a positive integer'),
+        ('num_experts', 0, 'a positive integer'),
+        ('rank', '12', 'a positive integer'),
+        ('rank', -1, 'a positive integer'),
+        ('top_k', 0, 'an integer from 1 to num_experts = 8'),
+        ('top_k', 9, 'an integer from 1 to num_experts = 8'),
+        ('top_k', None, 'an integer from 1 to num_experts = 8'),
+        ('scale', '2', 'a finite positive number'),
+        ('scale', 0, 'a finite positive number'),
+        ('scale', float('nan'), 'a finite positive number'),
+        ('scale', float('inf'), 'a finite positive number'),
+        pytest.param('scale', 10**400, 'a finite positive number', id='scale-10**400'),
+        ('scale', -2, 'a finite positive number'),
+        ('scale', True, 'a finite positive number'),
         ('gates', 'sigmoid', 'one of softmax, renormalized, equal'),
         ('gates', ['softmax'], 'one of softmax, renormalized, equal'),
-        ('targets', 'q_proj', 'a list of names of linear layers'),
-        ('targets', [], 'a list of names of linear layers'),
-        ('targets', [1], 'a list of names of linear layers'),
+        ('targets', 'q_proj', TARGETS),
+        ('targets', [], TARGETS),
+        ('targets', [1], TARGETS),
+        ('targets', [['q_proj']], TARGETS),
+        ('targets', ['q_proj', 'lm_head'], TARGETS),
+        ('targets', ['q_proj', 'q_proj'], TARGETS),
         ('router_parts', 3, '1 or 2'),
         ('router_parts', False, '1 or 2'),
         ('base', 'tiny', 'an object'),
@@ -87,7 +101,11 @@ def test_invalid_field(field, value, expected):
 
 @pytest.mark.parametrize(
     ('field', 'value', 'expected'),
-    [('name', 3, 'a name'), ('fingerprint', 'xyz', '32 hex digits'), ('fingerprint', 5, '32 hex')],
+    [
+        ('name', 3, 'a non-empty string'),
+        ('fingerprint', 'xyz', '32 hexadecimal digits or null'),
+        ('fingerprint', 5, '32 hex'),
+    ],
 )
 def test_invalid_field_of_base(field, value, expected):
     base = {**block()['base'], field: value}
