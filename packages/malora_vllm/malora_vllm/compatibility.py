@@ -17,6 +17,7 @@ GATED_WRAPPERS = {
 }
 # Parts of vLLM that the plugin replaces, overrides or reads.
 _REQUIRED_NAMES = (
+    'vllm.config.lora:LoRAConfig.compute_hash',
     'vllm.config.lora:MaxLoRARanks',
     'vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA',
     'vllm.lora.layers.row_parallel_linear:RowParallelLinearWithLoRA',

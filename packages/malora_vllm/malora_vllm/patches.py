@@ -5,6 +5,7 @@ only this call. Processes and servers without LoRA are unchanged, and import not
 """
 
 import functools
+import importlib.metadata
 from typing import Any
 
 from vllm.logger import init_logger
@@ -56,6 +57,7 @@ def enable_mixtures(wrapper: str) -> str:
     patch_settings()
     patch_loading()
     patch_activation()
+    patch_compile_hash()
     return compatibility.GATED_WRAPPERS[wrapper]
 
 
@@ -136,3 +138,20 @@ def patch_activation() -> None:
         return is_new
 
     LoRAModelManager.activate_adapter = activate_adapter
+
+
+def patch_compile_hash() -> None:
+    """Make vLLM keep compiled models with gates apart from those without.
+
+    vLLM stores compiled models on disk and finds them by a hash of its version and settings. The
+    hash does not depend on the Punica wrapper.
+    """
+    from vllm.config.lora import LoRAConfig
+
+    original = LoRAConfig.compute_hash
+    version = importlib.metadata.version('malora_vllm')
+
+    def compute_hash(self: LoRAConfig) -> str:
+        return f'{original(self)} malora_vllm {version}'
+
+    LoRAConfig.compute_hash = compute_hash

@@ -1,26 +1,42 @@
 """The hook into vLLM, and what happens when vLLM is incompatible."""
 
+import importlib.metadata
 import pathlib
 import re
 
 import pytest
 import tiny_llama
 import vllm
+from vllm.compilation.caching import aot_compile_hash_factors
+from vllm.config import VllmConfig
+from vllm.config.lora import LoRAConfig
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.peft_helper import PEFTHelper
+from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.platforms import current_platform
 
 from malora_vllm import compatibility, mixture, patches, register
 
 CPU, GPU = compatibility.GATED_WRAPPERS
+# What enable_mixtures replaces.
+PATCHED = (
+    (LoRAConfig, 'compute_hash'),
+    (LoRAModel, 'from_local_checkpoint'),
+    (LoRAModelManager, 'activate_adapter'),
+    (PEFTHelper, 'from_dict'),
+    (WorkerLoRAManager, '_load_adapter'),
+)
 # pytest imports this module before an engine of another one changes vLLM.
-STOCK_FROM_DICT = PEFTHelper.__dict__['from_dict']
+STOCK = [(owner, name, owner.__dict__[name]) for owner, name in PATCHED]
 
 
 @pytest.fixture(autouse=True)
 def restore(monkeypatch):
     """Start from an unchanged vLLM, and undo the changes of a test."""
     platform = type(current_platform)
-    monkeypatch.setattr(PEFTHelper, 'from_dict', STOCK_FROM_DICT)
+    for owner, name, stock in STOCK:
+        monkeypatch.setattr(owner, name, stock)
     monkeypatch.setattr(platform, 'get_punica_wrapper', platform.__dict__['get_punica_wrapper'])
     cached = patches.enable_mixtures
     cached.cache_clear()
@@ -97,6 +113,24 @@ def test_unknown_wrapper_refuses_mixtures_and_loads_loras():
     assert PEFTHelper.from_dict(tiny_llama.adapter_config('lora')).r == 8
 
 
+def test_compiled_models_with_gates_have_another_key():
+    lora = LoRAConfig(max_lora_rank=128, lora_dtype='bfloat16')
+    configs = VllmConfig(lora_config=lora), VllmConfig()
+    stock, stock_without_lora = map(aot_compile_hash_factors, configs)
+    patches.enable_mixtures(GPU)
+    gated, without_lora = map(aot_compile_hash_factors, configs)
+    assert gated != stock
+    assert without_lora == stock_without_lora
+    assert lora.compute_hash().endswith(f'malora_vllm {importlib.metadata.version("malora_vllm")}')
+
+
+def test_compiled_models_without_gates_keep_their_key():
+    lora = LoRAConfig(max_lora_rank=128)
+    stock = lora.compute_hash()
+    patches.enable_mixtures('vllm.lora.punica_wrapper.punica_xpu.PunicaWrapperXPU')
+    assert lora.compute_hash() == stock
+
+
 def test_settings_of_adapters():
     patches.patch_settings()
     helper = PEFTHelper.from_dict(tiny_llama.adapter_config('softmax'))
@@ -106,8 +140,6 @@ def test_settings_of_adapters():
 
 
 def test_settings_that_vllm_refuses():
-    from vllm.config.lora import LoRAConfig
-
     patches.patch_settings()
     helper = PEFTHelper.from_dict({**tiny_llama.adapter_config('softmax'), 'bias': 'all'})
     with pytest.raises(ValueError, match='bias is not supported'):
