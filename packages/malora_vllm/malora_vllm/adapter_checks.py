@@ -1,11 +1,16 @@
 """Checks of a mixture's tensors when its adapter is loaded."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
+from vllm.lora.layers.base import BaseLayerWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.layers.row_parallel_linear import RowParallelLinearWithLoRA
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.model_manager import LoRAModelManager
+from vllm.lora.utils import is_in_target_modules
+from vllm.model_executor.layers.linear import QKVParallelLinear
+from vllm.model_executor.models.utils import is_pp_missing_parameter
 
 from malora_vllm.mixture import Mixture
 
@@ -42,40 +47,103 @@ def check_tensors(mixture: Mixture, weights: Mapping[str, LoRALayerWeights]) -> 
                 )
 
 
-def check_layers(weights: Mapping[str, LoRALayerWeights], manager: LoRAModelManager) -> None:
-    """Check that the served model's layers can compute a mixture.
+def check_layers(
+    mixture: Mixture, weights: Mapping[str, LoRALayerWeights], manager: LoRAModelManager
+) -> None:
+    """Check that an adapter fits the served model, and that its layers can compute a mixture.
 
     Args:
+        mixture: Mixture of the adapter.
         weights: Weights of the adapter, by name of the linear layer.
         manager: Manager of the served model's LoRA layers.
 
     Raises:
-        ValueError: A layer is not linear, has another number of inputs, or computes the router's
+        ValueError: The adapter lacks a layer of the model or has a layer that the model lacks; or a
+            layer is not linear, has other numbers of inputs or outputs, or computes the router's
             logits in parts.
     """
-    layers = dict(manager.modules)
-    for name, parts in manager.packed_modules.items():
-        layers |= dict.fromkeys(parts, manager.modules[name])
+    layers = _adaptable_layers(manager)
+    for name in layers:
+        if name.rsplit('.', 1)[-1] in mixture.targets and name not in weights:
+            raise ValueError(
+                f'adapter_model.safetensors has no weights of {name}, which mixture.targets '
+                'includes: export the adapter again, or serve the base model of mixture.base.'
+            )
     for name, weight in weights.items():
-        # Another pipeline stage may have the layer, or --lora-target-modules may exclude it.
-        if name not in layers:
-            continue
-        layer = layers[name]
-        if not isinstance(layer, BaseLinearLayerWithLoRA):
+        if name in layers:
+            _check_layer(name, weight, layers[name], manager)
+        elif not _is_skipped(name, manager):
             raise ValueError(
-                f'The mixture adapts {name}, whose type in this model is {type(layer).__name__}, '
-                'but only linear layers can have a mixture: export the adapter without this target.'
+                f'The mixture adapts {name}, which this model lacks: serve the base model of '
+                'mixture.base.'
             )
-        num_inputs = weight.lora_a.shape[1]
-        if num_inputs != layer.base_layer.input_size:
+
+
+class _AdaptableLayer(NamedTuple):
+    """A layer that an adapter can name.
+
+    Attributes:
+        module: LoRA layer that computes it, perhaps together with others.
+        part: Index of the layer in a fused layer such as qkv_proj; None if it is not fused.
+    """
+
+    module: BaseLayerWithLoRA
+    part: int | None
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs on all devices together; the layer must be linear."""
+        base = self.module.base_layer
+        if self.part is None:
+            return base.output_size
+        num_outputs = base.output_sizes[self.part]
+        if isinstance(base, QKVParallelLinear) and self.part > 0:
+            # If devices share a head of k and v, vLLM counts it for each of them.
+            num_outputs //= base.num_kv_head_replicas
+        return num_outputs
+
+
+def _adaptable_layers(manager: LoRAModelManager) -> dict[str, _AdaptableLayer]:
+    """Return this process's layers by the names that they have in an adapter."""
+    layers = {}
+    for name, module in manager.modules.items():
+        if name in manager.packed_modules:
+            for index, part in enumerate(manager.packed_modules[name]):
+                layers[part] = _AdaptableLayer(module, index)
+        else:
+            layers[name] = _AdaptableLayer(module, None)
+    return layers
+
+
+def _is_skipped(name: str, manager: LoRAModelManager) -> bool:
+    """Return whether another pipeline stage has a layer, or --lora-target-modules excludes it."""
+    return is_pp_missing_parameter(name, manager.model) or not is_in_target_modules(
+        name, manager.lora_config.target_modules, manager.packed_modules_mapping
+    )
+
+
+def _check_layer(
+    name: str, weight: LoRALayerWeights, layer: _AdaptableLayer, manager: LoRAModelManager
+) -> None:
+    module = layer.module
+    if not isinstance(module, BaseLinearLayerWithLoRA):
+        raise ValueError(
+            f'The mixture adapts {name}, whose type in this model is {type(module).__name__}, but '
+            'only linear layers can have a mixture: export the adapter without this target.'
+        )
+    for factor, size, axis, expected, side in (
+        ('lora_A', weight.lora_a.shape[1], 'columns', module.base_layer.input_size, 'inputs'),
+        ('lora_B', weight.lora_b.shape[0], 'rows', layer.num_outputs, 'outputs'),
+    ):
+        if size != expected:
             raise ValueError(
-                f'lora_A of {name} has {num_inputs} columns, but the layer has '
-                f'{layer.base_layer.input_size} inputs: serve the base model of mixture.base.'
+                f'{factor} of {name} has {size} {axis}, but the layer has {expected} {side}: serve '
+                'the base model of mixture.base.'
             )
-        is_split = isinstance(layer, RowParallelLinearWithLoRA) and layer.tp_size > 1
-        if is_split and not manager.lora_config.fully_sharded_loras:
-            raise ValueError(
-                f'The mixture adapts {name}, whose inputs are split over {layer.tp_size} devices, '
-                "so that each would route by a part of the router's logits: start the server with "
-                '--fully-sharded-loras.'
-            )
+    is_split = isinstance(module, RowParallelLinearWithLoRA) and module.tp_size > 1
+    if is_split and not manager.lora_config.fully_sharded_loras:
+        raise ValueError(
+            f'The mixture adapts {name}, whose inputs are split over {module.tp_size} devices, so '
+            "that each would route by a part of the router's logits: start the server with "
+            '--fully-sharded-loras.'
+        )

@@ -31,7 +31,10 @@ _REQUIRED_NAMES = (
     'vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU._apply_shrink',
     'vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.add_expand',
     'vllm.lora.punica_wrapper.punica_gpu:PunicaWrapperGPU.add_expand',
+    'vllm.lora.utils:is_in_target_modules',
     'vllm.lora.worker_manager:WorkerLoRAManager._load_adapter',
+    'vllm.model_executor.layers.linear:QKVParallelLinear',
+    'vllm.model_executor.models.utils:is_pp_missing_parameter',
 )
 
 

@@ -114,7 +114,7 @@ def patch_loading() -> None:
     def load_adapter(self: WorkerLoRAManager, lora_request: LoRARequest) -> LoRAModel:
         model = original_load_adapter(self, lora_request)
         if model.mixture is not None:
-            check_layers(model.loras, self._adapter_manager)
+            check_layers(model.mixture, model.loras, self._adapter_manager)
         return model
 
     # vLLM also makes LoRAModels without a checkpoint, to warm up.

@@ -111,6 +111,11 @@ def _cut_inputs(tensors):
             tensors[name] = tensors[name][:, :96]
 
 
+def _drop_layer(tensors):
+    for factor in ('lora_A', 'lora_B'):
+        del tensors[f'base_model.model.model.layers.1.self_attn.k_proj.{factor}.weight']
+
+
 # Change of the adapter 'attention', and a part of the refusal.
 REFUSALS = {
     'newer_version': (_set(version=2), None, 'mixture.version is 2'),
@@ -123,6 +128,7 @@ REFUSALS = {
     'too_many_experts': (_set(num_experts=100), None, 'mixture.num_experts is 100'),
     'rank_above_the_limit': (_set(rank=40), None, 'start the server with --max-lora-rank 256'),
     'other_shapes': (_set(rank=7), None, 'rank and router_parts require 36 rows'),
+    'missing_layer': (None, _drop_layer, 'has no weights of model.layers.1.self_attn.k_proj'),
     'other_base_model': (None, _cut_inputs, 'has 96 columns, but the layer has 128 inputs'),
 }
 
