@@ -69,7 +69,7 @@ def there(trained, tmp_path_factory) -> dict[str, list[list[int]]]:
     cases.write_text(json.dumps(content))
     command = [READER, '-m', 'tests.export.mixtures_in_vllm', str(cases), str(results)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(results.read_text())
 
 
