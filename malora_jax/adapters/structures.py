@@ -22,7 +22,7 @@ also defines everything else that depends on the factors: their shapes, initiali
 reports.
 
 To add a structure, define `factors`, `expert_input_factors`, `leaf_axes`, and the products in which
-it differs. `projections` and `mean_update` are used by reports and by the export as a static LoRA.
+it differs. `projections` is used by reports, and by the exports for other programs.
 
 `LowRankExperts` applies the router and passes the gates to `update`. A structure may have a second
 router: its `update` then computes the second gates from an additional parameter. The second gates
@@ -228,7 +228,7 @@ class Structure(abc.ABC):
         return self.output(scale * hidden_NP, leaves)
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the down-projection and the up-projection of each expert, for reports.
+        """Return the down-projection and the up-projection of each expert.
 
         Args:
             leaves: Parameters of one linear layer in all transformer layers, (L, ...), by name.
@@ -242,28 +242,6 @@ class Structure(abc.ABC):
         """
         raise errors.UserError(
             f'The experts of {type(self).__name__} are not products of two matrices.'
-        )
-
-    def mean_update(
-        self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mixture with constant gates as a single LoRA, for the static export.
-
-        With constant gates G_t, the update is one matrix, Σ_t G_t E_t, where E_t is the product of
-        the factors of expert t. The LoRA has the lowest rank Q that represents it exactly.
-
-        Args:
-            leaves: Parameters of one linear layer in all transformer layers, (L, ...), by name.
-            gates_LE: (L, E), constant gate of each expert.
-
-        Returns:
-            Down-projection, (L, D, Q), and up-projection, (L, Q, F).
-
-        Raises:
-            UserError: The update of this structure cannot be written as a single LoRA.
-        """
-        raise errors.UserError(
-            f'The update of {type(self).__name__} cannot be written as a single LoRA.'
         )
 
 
@@ -345,19 +323,6 @@ class IndependentExperts(Structure):
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the down-projection A_t and the up-projection B_t of each expert t."""
         return leaves['down'], leaves['up']
-
-    def mean_update(
-        self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a single LoRA of rank E · R, which concatenates the experts.
-
-        It consists of the down-projections A_t, and of the up-projections B_t times the constant
-        gates G_t.
-        """
-        up_LERF = gates_LE[:, :, None, None] * leaves['up']
-        L, E, D, R = leaves['down'].shape
-        down_LDQ = leaves['down'].transpose(0, 2, 1, 3).reshape(L, D, E * R)
-        return down_LDQ, up_LERF.reshape(L, E * R, -1)
 
     def merged_kernel(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
         """Return the merged kernel W + scale · B A of a single expert, (D, F) float32.
@@ -452,16 +417,6 @@ class SharedDown(SubspaceStructure):
         """Return the down-projection P_t S_A and the up-projection B_t of each expert t."""
         return leaves['shared_down'][:, None] @ leaves['core'], leaves['up']
 
-    def mean_update(
-        self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a single LoRA of rank S, for constant gates G_t.
-
-        Its down-projection is S_A, and its up-projection is Σ_t G_t B_t P_t.
-        """
-        own_LESF = gates_LE[:, :, None, None] * (leaves['core'] @ leaves['up'])
-        return leaves['shared_down'], own_LESF.sum(axis=1)
-
 
 @dataclasses.dataclass(frozen=True)
 class IndependentSubspaces(SubspaceStructure):
@@ -520,17 +475,6 @@ class IndependentSubspaces(SubspaceStructure):
         """Return the down-projection P_t S_t and the up-projection B_t of each expert t."""
         return leaves['down'] @ leaves['core'], leaves['up']
 
-    def mean_update(
-        self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a single LoRA of rank S, which concatenates the experts.
-
-        It consists of the down-projections S_t, and of the up-projections B_t P_t times the
-        constant gates G_t.
-        """
-        factors = {'down': leaves['down'], 'up': leaves['core'] @ leaves['up']}
-        return IndependentExperts(self.num_experts, self.rank).mean_update(factors, gates_LE)
-
 
 @dataclasses.dataclass(frozen=True)
 class SharedUp(SubspaceStructure):
@@ -560,16 +504,6 @@ class SharedUp(SubspaceStructure):
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the down-projection A_t and the up-projection S_B P_t of each expert t."""
         return leaves['down'], leaves['core'] @ leaves['shared_up'][:, None]
-
-    def mean_update(
-        self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a single LoRA of rank S, for constant gates G_t.
-
-        Its down-projection is Σ_t G_t P_t A_t, and its up-projection is S_B.
-        """
-        own_LEDS = gates_LE[:, :, None, None] * (leaves['down'] @ leaves['core'])
-        return own_LEDS.sum(axis=1), leaves['shared_up']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -607,13 +541,3 @@ class HydraLoRA(Structure):
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the shared down-projection A and the up-projection B_t of each expert t."""
         return leaves['shared_down'][:, None], leaves['up']
-
-    def mean_update(
-        self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a single LoRA of rank R, for constant gates G_t.
-
-        Its down-projection is A, and its up-projection is Σ_t G_t B_t.
-        """
-        own_LERF = gates_LE[:, :, None, None] * leaves['up']
-        return leaves['shared_down'], own_LERF.sum(axis=1)

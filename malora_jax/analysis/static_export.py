@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from malora_jax.errors import unknown_name
-from malora_jax.export.static import check_mixture, static_lora
+from malora_jax.export.mixture import check_mixture
+from malora_jax.export.static import static_lora
 from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import Decoder
 from malora_jax.progress import track
@@ -59,7 +60,7 @@ def static_export(
         UserError: There is no such task, or `export.static.static_lora` refuses the mixture or the
             rank.
     """
-    check_mixture(trained)
+    check_mixture(trained, 'static')
     tasks = [split.task_name for split in setup.splits if split.train]
     if task and task not in tasks:
         raise unknown_name('--task', task, tasks)

@@ -1,1 +1,1 @@
-"""Export of trained models: adapter files, PEFT, merged Hugging Face models, static LoRA."""
+"""Export of trained models: adapter files, PEFT, merged and base models, mixtures, static LoRA."""

@@ -24,7 +24,7 @@ from malora_jax.adapters.methods import migrate_settings, settings_of
 from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.export import fingerprints, tokenizer_files
 from malora_jax.export.directory import atomic_directory
-from malora_jax.export.trained_model import StoredModel, TrainedModel
+from malora_jax.export.trained_model import StoredModel, TrainedAdapter, TrainedModel
 from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.config import Llama3Scaling
 from malora_jax.models.decoder import abstract_variables
@@ -150,14 +150,40 @@ def open_adapter(directory: pathlib.Path, weights: str | None = None) -> StoredM
     except (TypeError, errors.UserError) as error:
         reason = ' '.join(str(error).split())
         raise errors.UserError(f'{path} is broken ({reason}): {_REMEDY}.') from error
-    restore = functools.partial(_restore, directory, manifest, Decoder(model, adapter))
-    return StoredModel(directory, model, manifest['weights'], restore)
+    stored_in = directory, manifest, Decoder(model, adapter)
+    return StoredModel(
+        directory,
+        model,
+        manifest['weights'],
+        functools.partial(_restore, *stored_in),
+        functools.partial(_load_adapter, *stored_in),
+    )
 
 
 def _restore(
     directory: pathlib.Path, manifest: dict[str, Any], model: Decoder, base: LoadedBase
 ) -> TrainedModel:
     _check_base(directory, manifest, base)
+    return TrainedModel(
+        base,
+        model,
+        {'params': base.params} | _variables(directory, manifest, model),
+        data.get_template(manifest['template']),
+        manifest['method'],
+        manifest['weights'],
+        manifest['step'],
+    )
+
+
+def _load_adapter(
+    directory: pathlib.Path, manifest: dict[str, Any], model: Decoder
+) -> TrainedAdapter:
+    fields = (manifest[name] for name in ('method', 'weights', 'step', 'base'))
+    return TrainedAdapter(model, _variables(directory, manifest, model), *fields)
+
+
+def _variables(directory: pathlib.Path, manifest: dict[str, Any], model: Decoder) -> dict[str, Any]:
+    """Return the variable collections of an exported adapter, after checking its file."""
     path = directory / _WEIGHTS
     content = path.read_bytes() if path.is_file() else b''
     if fingerprints.content_digest(content) != manifest['sha256']:
@@ -171,19 +197,11 @@ def _restore(
             f'{path} is not a safetensors file that can be read ({error}): {_REMEDY}.'
         ) from error
     shapes = nn.unbox(abstract_variables(model))
-    variables = {'params': base.params}
-    for name in ADAPTER_COLLECTIONS:
-        if name in shapes:
-            variables[name] = _tree(directory, name, shapes[name], tensors)
-    return TrainedModel(
-        base,
-        model,
-        variables,
-        data.get_template(manifest['template']),
-        manifest['method'],
-        manifest['weights'],
-        manifest['step'],
-    )
+    return {
+        name: _tree(directory, name, shapes[name], tensors)
+        for name in ADAPTER_COLLECTIONS
+        if name in shapes
+    }
 
 
 def _tree(directory: pathlib.Path, name: str, shapes: Any, tensors: dict[str, np.ndarray]) -> Any:

@@ -1,17 +1,18 @@
-"""Export for `transformers`: the base model with the adapter merged into its weights."""
+"""Export for `transformers`: the base model, alone or with the adapter merged into its weights."""
 
 import pathlib
 from typing import Any
-
-import safetensors.numpy
 
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.export import merge, tokenizer_files
 from malora_jax.export.directory import atomic_directory
+from malora_jax.export.safetensors_files import write_shards
 from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import ModelConfig
 from malora_jax.models.loading.params import to_huggingface
+
+WEIGHTS = 'model.safetensors'
 
 
 def write_merged(trained: TrainedModel, output: pathlib.Path) -> None:
@@ -25,15 +26,28 @@ def write_merged(trained: TrainedModel, output: pathlib.Path) -> None:
         UserError: The method cannot be merged, the update is zero, or the directory exists and is
             not empty.
     """
-    params = merge.merged_params(trained)
+    _write(trained, merge.merged_params(trained), output)
+
+
+def write_base(trained: TrainedModel, output: pathlib.Path) -> None:
+    """Write the base model alone, with the chat template and the end token of the training.
+
+    Args:
+        trained: Trained model. Quantized kernels are dequantized.
+        output: Directory to create.
+
+    Raises:
+        UserError: The directory exists and is not empty.
+    """
+    params = merge.dequantized_params(trained.model.config, trained.base.params)
+    _write(trained, params, output)
+
+
+def _write(trained: TrainedModel, params: Any, output: pathlib.Path) -> None:
     config = trained.model.config
     tensors = to_huggingface(config, params)
-    if config.tied:
-        tensors.pop('lm_head.weight', None)
     with atomic_directory(output) as temporary:
-        safetensors.numpy.save_file(
-            tensors, temporary / 'model.safetensors', metadata={'format': 'pt'}
-        )
+        write_shards(temporary / WEIGHTS, tensors)
         files.write_json(
             temporary / 'config.json',
             config_json(config) | tokenizer_files.special_token_ids(trained),

@@ -14,7 +14,7 @@ from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.adapters.trees import ADAPTER_COLLECTIONS
 from malora_jax.errors import UserError
-from malora_jax.export.trained_model import TrainedModel
+from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
 from malora_jax.models import ModelConfig
 from malora_jax.models.quantize import QuantizedKernel
 
@@ -39,13 +39,14 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
     if adapter is None or not adapter.structure.is_mergeable:
         raise UserError(
             f'{trained.method} cannot be exported as {export_format}: its update is not that of '
-            "one LoRA; use --format=adapter or static, or train 'lora', 'dora' or 'asylora'."
+            'one LoRA; use --format=transformers, vllm, static or adapter, or train '
+            "'lora', 'dora' or 'asylora'."
         )
     check_nonzero_update(trained, export_format)
     return adapter
 
 
-def check_nonzero_update(trained: TrainedModel, export_format: str) -> None:
+def check_nonzero_update(trained: TrainedModel | TrainedAdapter, export_format: str) -> None:
     """Check that the adapter was trained and its update is not zero.
 
     Args:

@@ -14,14 +14,13 @@ from malora_jax import files
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.structures import DoRA
 from malora_jax.errors import UserError, short_repr
-from malora_jax.export import merge, tokenizer_files
+from malora_jax.export import huggingface_names, merge, tokenizer_files
 from malora_jax.export.directory import atomic_directory
 from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import ModelConfig
-from malora_jax.models.loading import model_hub, tensor_names
 from malora_jax.schema import PositiveInt, find_mismatch
 
-_CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 # Names of PEFT's modules, by leaf. The magnitude is a vector, whose name has no suffix '.weight'.
 MODULE_NAMES = {'down': 'lora_A', 'up': 'lora_B', 'magnitude': 'lora_magnitude_vector'}
@@ -50,7 +49,7 @@ _SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
 
 def is_peft(directory: pathlib.Path) -> bool:
     """Return whether a directory holds an adapter in PEFT's format."""
-    return (directory / _CONFIG).is_file()
+    return (directory / CONFIG).is_file()
 
 
 def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
@@ -71,17 +70,15 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
         for leaf, array in leaves.items():
             own = np.asarray(array)
             for layer, value in enumerate(own if _is_vector(leaf) else own[:, 0]):
-                tensors[_tensor_name(target, leaf).format(layer)] = value.T.copy()
+                tensors[tensor_name(target, leaf).format(layer)] = value.T.copy()
     config = {
         'peft_type': 'LORA',
         'task_type': 'CAUSAL_LM',
-        'base_model_name_or_path': model_hub.REPO_IDS.get(
-            trained.model.config.name, trained.weights
-        ),
+        'base_model_name_or_path': huggingface_names.base_name(trained),
         'r': adapter.structure.rank,
         'lora_alpha': adapter.alpha,
         'lora_dropout': adapter.dropout,
-        'target_modules': [_module(target).split('.')[-1] for target in adapter.targets],
+        'target_modules': huggingface_names.target_modules(adapter),
         'use_rslora': adapter.rank_stabilized,
         'use_dora': isinstance(adapter.structure, DoRA),
         'bias': 'none',
@@ -89,8 +86,8 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
         'inference_mode': True,
     }
     with atomic_directory(output) as temporary:
-        safetensors.numpy.save_file(tensors, temporary / _WEIGHTS, metadata={'format': 'pt'})
-        files.write_json(temporary / _CONFIG, config)
+        safetensors.numpy.save_file(tensors, temporary / WEIGHTS, metadata={'format': 'pt'})
+        files.write_json(temporary / CONFIG, config)
         tokenizer_files.write_tokenizer_files(temporary, trained)
 
 
@@ -112,28 +109,28 @@ def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np
             linear layer of the model, or a linear layer is adapted in some transformer layers only.
         FileNotFoundError: There is no adapter_config.json.
     """
-    config = files.read_json(directory / _CONFIG, dict, 'save it again')
+    config = files.read_json(directory / CONFIG, dict, 'save it again')
     if not all(key in config for key in ('r', 'lora_alpha')):
         raise UserError(
-            f"{directory / _CONFIG} does not describe a LoRA: it must have 'r' and 'lora_alpha'."
+            f"{directory / CONFIG} does not describe a LoRA: it must have 'r' and 'lora_alpha'."
         )
     for field, supported in _SUPPORTED_VALUES.items():
         if field in config and config[field] not in supported:
             raise UserError(
-                f'{directory / _CONFIG} has {field} = {short_repr(config[field])}, which is not '
+                f'{directory / CONFIG} has {field} = {short_repr(config[field])}, which is not '
                 f'implemented; it must be {supported[0]!r}.'
             )
     rank, alpha = config['r'], config['lora_alpha']
     if find_mismatch(PositiveInt, rank) or find_mismatch(float, alpha) or alpha <= 0:
         raise UserError(
-            f'{directory / _CONFIG} has r = {short_repr(rank)} and lora_alpha = '
+            f'{directory / CONFIG} has r = {short_repr(rank)} and lora_alpha = '
             f'{short_repr(alpha)}; they must be a whole number and a number, both positive.'
         )
     tensors = dict(_tensors(directory))
     leaves = {}
     for target in LINEARS:
         for leaf in MODULE_NAMES:
-            name = _tensor_name(target, leaf)
+            name = tensor_name(target, leaf)
             own = [name.format(layer) for layer in range(model.num_layers)]
             if all(each in tensors for each in own):
                 array = np.stack([tensors.pop(each).T for each in own])
@@ -141,24 +138,24 @@ def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np
                 leaves[path] = array if _is_vector(leaf) else array[:, None]
     if tensors:
         raise UserError(
-            f'{directory / _WEIGHTS} has a tensor {min(tensors)!r} that belongs to no linear layer '
+            f'{directory / WEIGHTS} has a tensor {min(tensors)!r} that belongs to no linear layer '
             f'of {model.name}, or to one that is not adapted in all {model.num_layers} layers.'
         )
     down = DoRA.factors[0]
     ranks = {leaf.shape[-1] for path, leaf in leaves.items() if path.endswith(f'/{down}')}
     if ranks != {rank}:
         raise UserError(
-            f'{directory / _CONFIG} has r = {rank}, but the tensors in {_WEIGHTS} have rank '
+            f'{directory / CONFIG} has r = {rank}, but the tensors in {WEIGHTS} have rank '
             f'{", ".join(map(str, sorted(ranks))) or "none"}.'
         )
     return leaves, alpha / rank ** (0.5 if config.get('use_rslora') else 1)
 
 
 def _tensors(directory: pathlib.Path) -> Mapping[str, np.ndarray]:
-    path = directory / _WEIGHTS
+    path = directory / WEIGHTS
     if not path.is_file():
         raise UserError(
-            f'{directory} has no {_WEIGHTS}; pickles (*.bin) are not read: save it as safetensors.'
+            f'{directory} has no {WEIGHTS}; pickles (*.bin) are not read: save it as safetensors.'
         )
     try:
         tensors = safetensors.numpy.load_file(path)
@@ -171,12 +168,7 @@ def _is_vector(leaf: str) -> bool:
     return leaf in DoRA.kernel_dependent
 
 
-def _tensor_name(target: str, leaf: str) -> str:
+def tensor_name(target: str, leaf: str) -> str:
     """Return the name of a tensor in PEFT's file, with {} in place of the layer index."""
-    return f'{_PREFIX}{_module(target)}.{MODULE_NAMES[leaf]}{"" if _is_vector(leaf) else ".weight"}'
-
-
-def _module(target: str) -> str:
-    """Return the `transformers` name of an adapted linear layer, with {} for the layer index."""
-    path = f'layers/{merge.parent_module(target)}/{target}'
-    return tensor_names.weight_name(path, 'huggingface').removesuffix('.weight')
+    suffix = '' if _is_vector(leaf) else '.weight'
+    return f'{_PREFIX}{huggingface_names.module_name(target)}.{MODULE_NAMES[leaf]}{suffix}'

@@ -5,40 +5,22 @@ separately for each token, by gates. If the gates are replaced by their means ov
 update is the same for all tokens. `analysis.static_export` measures the mean gates, and the
 increase in loss that the approximation causes.
 
-Dimension letters: L layers, E experts, D inputs and F outputs of a linear layer, Q rank of the
-result.
+Dimension letters: L layers, E experts, D inputs and F outputs of a linear layer, R rank of an
+expert, P rank of two factors, Q number of singular values.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from malora_jax.adapters import AdapterConfig, method
 from malora_jax.adapters.structures import IndependentExperts
-from malora_jax.errors import UserError, out_of_range
-from malora_jax.export.merge import check_nonzero_update, linear_leaves_float64, parent_module
+from malora_jax.errors import out_of_range
+from malora_jax.export.merge import parent_module
+from malora_jax.export.mixture import DenseExperts, check_mixture, dense_experts
 from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import Decoder
-
-
-def check_mixture(trained: TrainedModel) -> AdapterConfig:
-    """Check that a trained model is a routed mixture of experts, for which `static_lora` is made.
-
-    Returns:
-        The adapter's settings.
-
-    Raises:
-        UserError: The model is a single LoRA already, or its update is zero.
-    """
-    adapter = trained.model.adapter
-    if adapter is None or adapter.structure.is_mergeable:
-        raise UserError(
-            f'{trained.method} is one LoRA already and needs no approximation: use --format=peft, '
-            'merged or adapter.'
-        )
-    check_nonzero_update(trained, 'static')
-    return adapter
 
 
 def static_lora(
@@ -64,52 +46,89 @@ def static_lora(
         UserError: The model is a single LoRA already, its update is zero, or `rank` is negative or
             above the exact rank.
     """
-    adapter = check_mixture(trained)
-    exact = {
-        name: adapter.structure.mean_update(
-            linear_leaves_float64(trained.variables, name), gates[name]
-        )
-        for name in adapter.targets
+    adapter = check_mixture(trained, 'static')
+    updates = {
+        name: decompose(*_mean_update(experts, gates[name]))
+        for name, experts in dense_experts(trained).items()
     }
-    exact_rank = max(down.shape[-1] for down, _ in exact.values())
+    exact_rank = max(update.rank for update in updates.values())
     if not 0 <= rank <= exact_rank:
         raise out_of_range('--rank', rank, f'0 or at most {exact_rank}, which is exact')
-    factors = {name: truncate_rank(*pair, rank) for name, pair in exact.items()} if rank else exact
+    rank = rank or exact_rank
+    total, lost = (
+        sum((update.sigma[:, start:] ** 2).sum() for update in updates.values())
+        for start in (0, rank)
+    )
     entry = {
         'approximates': trained.method,
         'exact_rank': exact_rank,
-        'rank': rank or exact_rank,
-        'lost_by_rank': _relative_error(exact, factors),
+        'rank': rank,
+        'lost_by_rank': float(np.sqrt(lost / total)) if total else 0.0,
     }
+    factors = {name: update.factors(rank) for name, update in updates.items()}
     return _as_lora(trained, adapter, factors), entry
 
 
-def truncate_rank(
-    down_LDQ: np.ndarray, up_LQF: np.ndarray, rank: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce the rank of an update, separately in each transformer layer.
+def _mean_update(experts: DenseExperts, gates_LE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the factors (L, D, P) and (L, P, F) of the sum of all experts, each times its gate."""
+    weighted = experts._replace(up=gates_LE[:, :, None, None] * experts.up)
+    return weighted.stacked_down().swapaxes(1, 2), weighted.stacked_up().swapaxes(1, 2)
 
-    Among all matrices of the given rank, the product of the returned projections is the nearest to
-    the product of the arguments (Eckart and Young). The computation starts with QR decompositions
-    of the arguments, so that the large (D, F) product is never formed.
+
+class Decomposition(NamedTuple):
+    """Singular value decomposition of an update, separately in each transformer layer.
+
+    Attributes:
+        left: (L, D, Q), left singular vectors.
+        sigma: (L, Q), singular values, descending. Those that only rounding errors make positive
+            are set to zero.
+        right: (L, Q, F), right singular vectors.
+    """
+
+    left: np.ndarray
+    sigma: np.ndarray
+    right: np.ndarray
+
+    @property
+    def rank(self) -> int:
+        """Rank of the update, the largest of all transformer layers."""
+        return int((self.sigma > 0).sum(axis=1).max())
+
+    def factors(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the factors of the nearest update of the given rank (Eckart and Young).
+
+        Args:
+            rank: Rank of the result. The factors are padded with zeros if it exceeds Q.
+
+        Returns:
+            (L, D, rank) down-projections and (L, rank, F) up-projections.
+        """
+        root_LQ = np.sqrt(self.sigma[:, :rank])
+        down = self.left[:, :, :rank] * root_LQ[:, None]
+        up = root_LQ[:, :, None] * self.right[:, :rank]
+        more = rank - root_LQ.shape[1]
+        return np.pad(down, [(0, 0), (0, 0), (0, more)]), np.pad(up, [(0, 0), (0, more), (0, 0)])
+
+
+def decompose(down_LDP: np.ndarray, up_LPF: np.ndarray) -> Decomposition:
+    """Decompose the product of two projections into singular values.
+
+    The computation starts with QR decompositions of the arguments, so that the large (D, F) product
+    is never formed.
 
     Args:
-        down_LDQ: (L, D, Q) down-projections.
-        up_LQF: (L, Q, F) up-projections.
-        rank: Rank of the result.
-
-    Returns:
-        (L, D, rank) down-projections and (L, rank, F) up-projections.
+        down_LDP: (L, D, P) float64 down-projections.
+        up_LPF: (L, P, F) float64 up-projections.
     """
-    q_LDQ, r_LQQ = np.linalg.qr(down_LDQ)
-    p_LFQ, s_LQQ = np.linalg.qr(up_LQF.swapaxes(1, 2))
-    u, sigma, vt = np.linalg.svd(r_LQQ @ s_LQQ.swapaxes(1, 2), full_matrices=False)
-    root = np.sqrt(sigma[:, None, :rank])
-    down = q_LDQ @ (u[:, :, :rank] * root)
-    up = (vt[:, :rank] * root.swapaxes(1, 2)) @ p_LFQ.swapaxes(1, 2)
-    # Pad with zeros if a dimension of the linear layer is smaller than the rank.
-    more = rank - down.shape[-1]
-    return np.pad(down, [(0, 0), (0, 0), (0, more)]), np.pad(up, [(0, 0), (0, more), (0, 0)])
+    q_LDQ, r_LQP = np.linalg.qr(down_LDP)
+    p_LFQ, s_LQP = np.linalg.qr(up_LPF.swapaxes(1, 2))
+    u, sigma_LQ, vt = np.linalg.svd(r_LQP @ s_LQP.swapaxes(1, 2), full_matrices=False)
+    # The tolerance of `np.linalg.matrix_rank`.
+    smallest = np.finfo(np.float64).eps * max(q_LDQ.shape[1], p_LFQ.shape[1])
+    is_rounding_error = sigma_LQ <= smallest * sigma_LQ.max(axis=1, keepdims=True)
+    return Decomposition(
+        q_LDQ @ u, np.where(is_rounding_error, 0, sigma_LQ), vt @ p_LFQ.swapaxes(1, 2)
+    )
 
 
 def _as_lora(
@@ -138,30 +157,3 @@ def _as_lora(
         variables={'params': trained.base.params, 'adapter': {'layers': layers}},
         method='lora',
     )
-
-
-def _relative_error(
-    exact: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    truncated_factors: Mapping[str, tuple[np.ndarray, np.ndarray]],
-) -> float:
-    """Return the relative error of truncated updates, ‖ΔW − ΔW'‖ / ‖ΔW‖ over all linear layers.
-
-    ΔW' is ΔW truncated to a lower rank by SVD, so that ‖ΔW − ΔW'‖² = ‖ΔW‖² − ‖ΔW'‖².
-
-    Args:
-        exact: Down- and up-projections with the product ΔW, by linear layer.
-        truncated_factors: Down- and up-projections with the product ΔW', by linear layer.
-    """
-    exact_square = sum(_square_norm(*pair) for pair in exact.values())
-    truncated_square = sum(_square_norm(*pair) for pair in truncated_factors.values())
-    return float(np.sqrt(max(0.0, 1 - truncated_square / exact_square))) if exact_square else 0.0
-
-
-def _square_norm(down_LDQ: np.ndarray, up_LQF: np.ndarray) -> float:
-    """Return the squared Frobenius norm of the updates A B, summed over transformer layers.
-
-    A is a matrix of `down_LDQ`, and B is a matrix of `up_LQF`. ‖A B‖² = tr(AᵀA B Bᵀ) avoids the
-    large product.
-    """
-    down_LQQ = down_LDQ.swapaxes(1, 2) @ down_LDQ
-    return float((down_LQQ * (up_LQF @ up_LQF.swapaxes(1, 2))).sum())

@@ -1,4 +1,4 @@
-"""Trained models: loaded with the base model (`TrainedModel`) or in a directory (`StoredModel`)."""
+"""Trained models: loaded with or without the base model, or in a directory (`StoredModel`)."""
 
 import pathlib
 from collections.abc import Callable
@@ -32,6 +32,26 @@ class TrainedModel(NamedTuple):
     step: int
 
 
+class TrainedAdapter(NamedTuple):
+    """A trained adapter in memory, without the base model.
+
+    Attributes:
+        model: Decoder with the adapter.
+        variables: Variable collections of the adapter.
+        method: Name of the fine-tuning method.
+        weights: Location of the base weights, as in `TrainedModel`.
+        step: Number of optimizer steps of the training.
+        base_fingerprint: Fingerprint of the base model.
+    """
+
+    model: Decoder
+    variables: Any
+    method: str
+    weights: str
+    step: int
+    base_fingerprint: str
+
+
 class StoredModel(NamedTuple):
     """A trained model in a directory, which is not loaded yet.
 
@@ -41,12 +61,14 @@ class StoredModel(NamedTuple):
         weights: Location of the base weights: a GGUF file, a directory, or a model name on the
             Hugging Face Hub; '' = the default of the model's preset.
         restore: Function that loads the trained model, given the base model.
+        load_adapter: Function that loads the trained adapter without the base model.
     """
 
     path: pathlib.Path
     model: ModelConfig
     weights: str
     restore: Callable[[LoadedBase], TrainedModel]
+    load_adapter: Callable[[], TrainedAdapter]
 
     def load(self) -> TrainedModel:
         """Load the base model and the trained model.

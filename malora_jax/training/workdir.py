@@ -286,6 +286,18 @@ def _edited(path: pathlib.Path, what: str) -> errors.UserError:
     )
 
 
+def read_base(workdir: pathlib.Path) -> BaseRecord | None:
+    """Return the record of a run's base model.
+
+    The result is None if the run has not started or is from an older version of this package.
+
+    Raises:
+        UserError: The record is broken.
+    """
+    path = workdir / BASE_FILE
+    return files.read_json(path, BaseRecord, REMEDY) if path.exists() else None
+
+
 def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> str:
     """Check that the run in a directory was started with this base model.
 
@@ -302,9 +314,7 @@ def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> str:
     Raises:
         UserError: The run was started with another base model; the message names both.
     """
-    fingerprint = base_fingerprint(params)
-    path = workdir / BASE_FILE
-    stored = files.read_json(path, BaseRecord, REMEDY) if path.exists() else None
+    fingerprint, stored = base_fingerprint(params), read_base(workdir)
     if stored and stored['fingerprint'] != fingerprint:
         theirs = f'{stored["weights"] or stored["name"]} ({stored["fingerprint"]})'
         ours = f'{run.weights or run.model.name} ({fingerprint})'

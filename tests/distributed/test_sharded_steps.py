@@ -39,9 +39,11 @@ KERNELS = set(LINEARS.values())
 def measured() -> dict[str, dict[str, dict]]:
     """Return the output of `sharded_steps` by mesh and method.
 
-    Each mesh has every structure; the mixed mesh also has every layout.
+    The mixed mesh, which splits rows, inputs, outputs and experts, has every layout, and the meshes
+    that split an adapter have every structure. The two others split the batch and the base model.
     """
-    methods = {mesh: LAYOUTS if mesh == 'mixed' else STRUCTURES for mesh in MESHES}
+    methods = dict.fromkeys(MESHES, STRUCTURES) | {'mixed': LAYOUTS}
+    methods |= dict.fromkeys(('data', 'fsdp'), ('lora', 'dora', 'malora'))
     cases = {
         method: {mesh: sizes for mesh, sizes in MESHES.items() if method in methods[mesh]}
         for method in dict.fromkeys([*STRUCTURES, *LAYOUTS])

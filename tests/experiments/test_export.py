@@ -72,3 +72,28 @@ def test_a_run_that_has_not_ended_needs_a_word(workdir, tmp_path):
         assert done.returncode == 0, done.stderr
     finally:
         results.write_bytes(content)
+
+
+def test_a_mixture_for_transformers_and_for_vllm(workdir, tmp_path):
+    done = export(workdir, '--format=transformers', '--adapter_only', f'--output={tmp_path / "hf"}')
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'hf' / 'mixture.safetensors').exists()
+    weights = workdir.parent / 'tiny.gguf'
+    assert f'{weights} does not have the base weights of the training: export them ' in done.stdout
+    done = export(workdir, '--format=adapter', f'--output={tmp_path / "adapter"}')
+    assert done.returncode == 0, done.stderr
+    # For vLLM, the base model is not needed.
+    weights.rename(tmp_path / 'tiny.gguf')
+    try:
+        for source, name in ((workdir, 'vllm'), (tmp_path / 'adapter', 'again')):
+            done = export(source, '--format=vllm', f'--output={tmp_path / name}')
+            assert done.returncode == 0, done.stderr
+            assert 'Warning' not in done.stderr
+            assert done.stdout.startswith(f'{tmp_path / name}: malora on tiny after 3 steps, ')
+    finally:
+        (tmp_path / 'tiny.gguf').rename(weights)
+    for file in ('adapter_model.safetensors', 'adapter_config.json'):
+        assert (tmp_path / 'vllm' / file).read_bytes() == (tmp_path / 'again' / file).read_bytes()
+    assert run_with_mistake(
+        'export', f'--workdir={workdir}', '--adapter_only', f'--output={tmp_path / "no"}'
+    ) == ('--adapter_only is for --format=transformers.')

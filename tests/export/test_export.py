@@ -14,7 +14,7 @@ from malora_jax.adapters.trees import named_leaves
 from malora_jax.data import end_token_id
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
-from malora_jax.export.huggingface import write_merged
+from malora_jax.export.huggingface import write_base, write_merged
 from malora_jax.export.peft import write_peft
 from malora_jax.inference import load_all
 from malora_jax.models import Decoder, preset
@@ -152,6 +152,17 @@ def test_a_merged_model_says_what_the_adapted_one_does(base, tmp_path, name):
     assert merged.tokenizer.eos_id == end_token_id(base[0].tokenizer, found.template) == 2
 
 
+def test_the_base_model_alone_is_that_of_the_training(base, tmp_path):
+    write_base(restored_model('malora', *base), tmp_path / 'out')
+    again = load_base(preset('tiny'), str(tmp_path / 'out'))
+    for (path, leaf), (_, found) in zip(
+        named_leaves(base[0].params), named_leaves(again.params), strict=True
+    ):
+        np.testing.assert_array_equal(found, leaf, strict=True, err_msg=path)
+    text = 'Why? <|im_end|> 12'
+    assert again.tokenizer.encode(text) == base[0].tokenizer.encode(text)
+
+
 @pytest.mark.parametrize('name', VARIANTS)
 def test_peft_says_what_we_do(base, tmp_path, name):
     """The recorded logits belong to exactly these tensors, which their sums confirm."""
@@ -170,7 +181,7 @@ def test_peft_says_what_we_do(base, tmp_path, name):
 def test_what_cannot_be_merged_is_refused(base, tmp_path, write, what):
     assert refused(write, restored_model('malora', *base), tmp_path / 'out') == (
         f'malora cannot be exported as {what}: its update is not that of one LoRA; use '
-        "--format=adapter or static, or train 'lora', 'dora' or 'asylora'."
+        "--format=transformers, vllm, static or adapter, or train 'lora', 'dora' or 'asylora'."
     )
     found = restored_model('lora', *base)
     zero = jax.tree_util.tree_map_with_path(

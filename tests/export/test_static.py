@@ -13,7 +13,7 @@ from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
 from malora_jax.export.huggingface import write_merged
 from malora_jax.export.peft import write_peft
-from malora_jax.export.static import truncate_rank
+from malora_jax.export.static import decompose
 from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.base_model import load_base
 from malora_jax.training import run_config
@@ -78,28 +78,38 @@ def test_a_routed_mixture_is_only_approximated(setup):
 
 
 def test_the_gates_of_all_tasks_are_the_mean_of_each(setup):
-    """MALoRA's subspace is shared, so the up-projections are linear in the gates."""
+    """The update is linear in the gates."""
     mixed = mixture(setup, 'malora')
     both, *each = (static_export(setup, mixed, task) for task in ('', *TASKS))
     assert both.manifest_entries['gates_of'] == [*TASKS] and each[0].manifest_entries[
         'gates_of'
     ] == [TASKS[0]]
-    ups = [
-        found.trained.variables['adapter']['layers']['mlp']['up']['up'] for found in (both, *each)
-    ]
-    assert np.abs(ups[1] - ups[2]).max() > 1e-4
-    np.testing.assert_allclose(ups[0], (ups[1] + ups[2]) / 2, atol=1e-6)
+    updates = []
+    for found in (both, *each):
+        leaves = found.trained.variables['adapter']['layers']['mlp']['up']
+        updates.append(leaves['down'][:, 0] @ leaves['up'][:, 0])
+    assert np.abs(updates[1] - updates[2]).max() > 1e-4
+    np.testing.assert_allclose(updates[0], (updates[1] + updates[2]) / 2, atol=1e-6)
 
 
 def test_truncation_is_that_of_the_whole_matrix():
     rng = np.random.default_rng(0)
     down, up = rng.normal(size=(2, 20, 6)), rng.normal(size=(2, 6, 15))
     for rank in (1, 3, 6):
-        a, b = truncate_rank(down, up, rank)
+        a, b = decompose(down, up).factors(rank)
         assert a.shape == (2, 20, rank) and b.shape == (2, rank, 15)
         u, sigma, vt = np.linalg.svd(down @ up)
         expected = u[:, :, :rank] * sigma[:, None, :rank] @ vt[:, :rank]
         np.testing.assert_allclose(a @ b, expected, atol=1e-12)
+
+
+def test_rounding_errors_do_not_count_as_rank():
+    rng = np.random.default_rng(0)
+    down, up = rng.normal(size=(2, 20, 6)), rng.normal(size=(2, 6, 15))
+    found = decompose(np.concatenate([down, down], axis=2), np.concatenate([up, -up / 3], axis=1))
+    assert found.rank == 6 and found.sigma.shape == (2, 12)
+    np.testing.assert_allclose(np.matmul(*found.factors(6)), down @ up * 2 / 3, atol=1e-12)
+    assert [each.shape[-1] for each in found.factors(30)] == [30, 15]
 
 
 def test_a_lower_rank_says_what_it_loses(setup):
@@ -140,7 +150,11 @@ def test_it_can_be_loaded_merged_and_given_to_peft(setup, tmp_path):
 @pytest.mark.parametrize(
     'name, arguments, expected',
     [
-        ('lora', {}, 'lora is one LoRA already and needs no approximation: use --format=peft, '),
+        (
+            'lora',
+            {},
+            'lora is a single LoRA, not a routed mixture: use --format=peft, merged or adapter.',
+        ),
         ('malora', {'rank': 10}, '--rank is 10; it must be 0 or at most 9, which is exact.'),
         ('malora', {'task': 'toy'}, "Unknown --task 'toy': did you mean toy_copy?"),
     ],

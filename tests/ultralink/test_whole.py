@@ -19,7 +19,7 @@ from tests.helpers.paths import ROOT
 from tests.ultralink import translated_texts
 from tests.ultralink.helpers import read_rows, run_successfully, write_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('commands_compile_quickly')]
 
 DOCUMENTS = 8
 RATES = {
