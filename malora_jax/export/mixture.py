@@ -8,7 +8,7 @@ Dimension letters: L layers, E experts, D inputs and F outputs of a linear layer
 expert.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,18 +67,20 @@ def fold(adapter: AdapterConfig, leaves: Mapping[str, np.ndarray]) -> DenseExper
     return DenseExperts(np.broadcast_to(down, (L, E, D, R)), up, router)
 
 
-def dense_experts(trained: TrainedModel | TrainedAdapter) -> dict[str, DenseExperts]:
-    """Return the dense experts of each adapted linear layer, by its name, such as 'q'.
+def dense_experts(
+    trained: TrainedModel | TrainedAdapter,
+) -> Iterator[tuple[str, DenseExperts]]:
+    """Yield the name of each adapted linear layer, such as 'q', and its dense experts.
+
+    Large models do not need memory for the float64 experts of all linear layers at once.
 
     Args:
         trained: Trained model with a routed mixture.
     """
     adapter = trained.model.adapter
     assert adapter is not None
-    return {
-        target: fold(adapter, linear_leaves_float64(trained.variables, target))
-        for target in adapter.targets
-    }
+    for target in adapter.targets:
+        yield target, fold(adapter, linear_leaves_float64(trained.variables, target))
 
 
 def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) -> AdapterConfig:

@@ -49,7 +49,7 @@ def static_lora(
     adapter = check_mixture(trained, 'static')
     updates = {
         name: decompose(*_mean_update(experts, gates[name]))
-        for name, experts in dense_experts(trained).items()
+        for name, experts in dense_experts(trained)
     }
     exact_rank = max(update.rank for update in updates.values())
     if not 0 <= rank <= exact_rank:

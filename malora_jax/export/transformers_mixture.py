@@ -61,7 +61,7 @@ def write_transformers_mixture(
 def _mixture_tensors(trained: TrainedModel) -> dict[str, np.ndarray]:
     """Return the tensors of all experts and routers, float32, by name."""
     tensors = {}
-    for target, experts in mixture.dense_experts(trained).items():
+    for target, experts in mixture.dense_experts(trained):
         stacked = experts.stacked_down(), experts.stacked_up(), experts.router.swapaxes(1, 2)
         for leaf, array in zip(experts._fields, stacked, strict=True):
             for layer, value in enumerate(array):

@@ -38,7 +38,7 @@ def write_vllm_mixture(trained: TrainedAdapter, output: pathlib.Path) -> None:
     """
     mixture.check_mixture(trained, 'vllm')
     tensors = {}
-    for target, experts in mixture.dense_experts(trained).items():
+    for target, experts in mixture.dense_experts(trained):
         router_LPD = _router_parts(experts.router)
         up_LFS = experts.stacked_up()
         zeros_LFP = np.zeros((*up_LFS.shape[:2], router_LPD.shape[1]))
