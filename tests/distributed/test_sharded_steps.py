@@ -40,10 +40,10 @@ def measured() -> dict[str, dict[str, dict]]:
     """Return the output of `sharded_steps` by mesh and method.
 
     The mixed mesh, which splits rows, inputs, outputs and experts, has every layout, and the meshes
-    that split an adapter have every structure. The two others split the batch and the base model.
+    that split an adapter have every structure. Data parallelism splits only the batch.
     """
-    methods = dict.fromkeys(MESHES, STRUCTURES) | {'mixed': LAYOUTS}
-    methods |= dict.fromkeys(('data', 'fsdp'), ('lora', 'dora', 'malora'))
+    methods = dict.fromkeys(MESHES, STRUCTURES)
+    methods |= {'data': ('lora', 'dora', 'malora'), 'mixed': LAYOUTS}
     cases = {
         method: {mesh: sizes for mesh, sizes in MESHES.items() if method in methods[mesh]}
         for method in dict.fromkeys([*STRUCTURES, *LAYOUTS])
