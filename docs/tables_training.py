@@ -10,6 +10,7 @@ from typing import Any
 
 from docs.records import RESULTS, load
 from docs.repository import ROOT
+from experiments.peers import throughput_table
 from malora_jax import markdown
 from malora_jax.adapters import METHODS
 from malora_jax.analysis.page import Section, Table, section_to_markdown
@@ -52,13 +53,9 @@ def sizes() -> dict[int, Any]:
     return {int(size): methods for size, methods in measured.items()}
 
 
-def tpu_layer(chip: str) -> str:
-    """Return the table of the TPU compiler's estimates for one layer.
-
-    Args:
-        chip: 'v5e' or 'v6e'.
-    """
-    return compiler_estimates.format_table(load('tpu_layer')['values'][chip]['methods'])
+def tpu_layer() -> str:
+    """Return the table of the TPU compiler's estimates for one layer."""
+    return compiler_estimates.format_table(load('tpu_layer')['values']['methods'])
 
 
 def tpu_quantized() -> str:
@@ -138,6 +135,11 @@ def decoding() -> str:
     return markdown.table(rows)
 
 
+def serving_throughput() -> str:
+    """Return the table of tokens per second of our server and of vLLM's, by number of clients."""
+    return throughput_table.format_table(load('serving_throughput')['values'])
+
+
 def quickstart_scores() -> str:
     """Return the table that the quickstart prints, as a code block."""
     return f'```text\n{format_table(load("quickstart")["values"])}\n```'
@@ -204,12 +206,12 @@ PARTS: dict[str, Callable[[], str]] = {
     **{f'method {name}': functools.partial(method_counts, name) for name in METHODS},
     'step times': step_times,
     'step times by experts': step_times_by_experts,
-    'tpu layer v5e': functools.partial(tpu_layer, 'v5e'),
-    'tpu layer v6e': functools.partial(tpu_layer, 'v6e'),
+    'tpu layer': tpu_layer,
     'tpu quantized': tpu_quantized,
     'rematerialization': rematerialization,
     'peers': peers,
     'decoding': decoding,
+    'serving throughput': serving_throughput,
     'quickstart scores': quickstart_scores,
     'short runs': short_runs,
     'comparison scores': functools.partial(comparison_table, 'scores', 0),

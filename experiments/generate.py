@@ -45,7 +45,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 _BATCH = flags.DEFINE_integer(
     'batch_size',
-    8,
+    32,
     'Maximum number of prompts of a file that are decoded together (batched generation).',
     lower_bound=1,
 )

@@ -50,8 +50,9 @@ _PORT = flags.DEFINE_integer(
 )
 _BATCH = flags.DEFINE_integer(
     'batch_size',
-    8,
-    'Maximum number of texts that each model decodes together (continuous batching).',
+    32,
+    'Maximum number of texts that are decoded together (continuous batching), for all models. The '
+    'KV cache grows with the number of texts and with the longest of them.',
     lower_bound=1,
 )
 _WAITING = flags.DEFINE_integer(

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import initializers
+from malora_jax.adapters.base_structure import Axis, Structure, require
 from malora_jax.adapters.routers import RouterConfig
-from malora_jax.adapters.structures import Axis, DoRA, Structure, require
+from malora_jax.adapters.structures import DoRA
 
 # Linear layers of a transformer layer that can be adapted.
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import dispatch, products, routers
+from malora_jax.adapters.base_structure import Axis, Leaves
 from malora_jax.adapters.config import AdapterConfig
-from malora_jax.adapters.structures import Axis, Leaves
+from malora_jax.adapters.input_products import multiply_input
 from malora_jax.distributed import sharding
 
 
@@ -54,26 +55,29 @@ def project_input(
     Returns:
         The projected input of each adapter, in the order of `leaves`.
     """
-    structure, x_dtype = config.structure, x_ND.dtype
-    weights = [structure.first_factor(each).astype(x_dtype) for each in leaves]
-    down_projected = products.fused_matmul(
-        after_dropout_ND, weights, 'rank', structure.first_factor_axis
-    )
-    logits: Sequence[jax.Array | None] = [None] * len(leaves)
-    if config.has_router:
-        highest = jax.lax.Precision.HIGHEST
-        router_weights = [each['router'].astype(jnp.float32) for each in leaves]
-        if config.router.input == 'x':
-            x32_ND = x_ND.astype(jnp.float32)
-            logits = products.fused_matmul(x32_ND, router_weights, 'router', 'expert', highest)
-        else:
-            logits = [
-                products.save_for_backward(
-                    jnp.matmul(projected_NQ.astype(jnp.float32), router_QE, precision=highest),
-                    name='router',
-                )
-                for projected_NQ, router_QE in zip(down_projected, router_weights, strict=True)
-            ]
+    axis = config.structure.first_factor_axis
+    downs = [config.structure.first_factor(each) for each in leaves]
+    weights = [each['router'] for each in leaves] if config.has_router else []
+    routers = weights if config.router.input == 'x' else []
+    logits: Sequence[jax.Array | None]
+    is_trained = not {config.structure.factors[0], 'router'}.intersection(config.frozen)
+    if after_dropout_ND is x_ND and is_trained:
+        down_projected, logits = multiply_input(x_ND, downs, routers, axis)
+    else:
+        down_projected, _ = multiply_input(after_dropout_ND, downs, [], axis)
+        _, logits = multiply_input(x_ND, [], routers, axis)
+    if not weights:
+        logits = [None] * len(leaves)
+    elif not routers:
+        logits = [
+            products.save_for_backward(
+                jnp.matmul(
+                    projected_NQ.astype(jnp.float32), weight_QE, precision=jax.lax.Precision.HIGHEST
+                ),
+                name='router',
+            )
+            for projected_NQ, weight_QE in zip(down_projected, weights, strict=True)
+        ]
     return [
         ProjectedInput(*both, after_dropout_ND) for both in zip(logits, down_projected, strict=True)
     ]

@@ -4,10 +4,13 @@ from typing import cast
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.adapters import products
+from malora_jax.adapters.base_structure import Leaves
 from malora_jax.adapters.config import AdapterConfig
+from malora_jax.adapters.structures import DoRA
 
 
 class Magnitude(nn.Module):
@@ -68,3 +71,23 @@ class Magnitude(nn.Module):
 
     def _collection(self, name: str) -> str:
         return 'adapter_frozen' if name in self.config.frozen else 'adapter'
+
+
+def multipliers(config: AdapterConfig | None, kernel_LDF: jax.Array, leaves: Leaves) -> jax.Array:
+    """Return the multiplier of each output of one linear layer in all layers, for generation.
+
+    Args:
+        config: Adapter configuration; None for the base model alone.
+        kernel_LDF: (L, D, F), frozen kernel, dequantized.
+        leaves: Parameters of the adapter, (L, ...), by name; empty without an adapter.
+
+    Returns:
+        (L, F) float32, ones unless the adapter is a DoRA.
+    """
+    L, _, F = kernel_LDF.shape
+    if config is None or not isinstance(config.structure, DoRA) or not leaves:
+        return jnp.ones((L, F))
+    down_LDR, up_LRF = (leaves[name][:, 0] for name in config.structure.factors)
+    norms = jax.vmap(products.column_norms, (0, 0, 0, None))
+    (name,) = config.structure.kernel_dependent
+    return leaves[name] / norms(kernel_LDF, down_LDR, up_LRF, config.scale)

@@ -6,16 +6,18 @@ from typing import Any
 
 from malora_jax import errors
 from malora_jax.adapters import structures
+from malora_jax.adapters.base_structure import Structure, SubspaceStructure, require
 from malora_jax.adapters.config import DEFAULT_TARGETS, AdapterConfig, Initialization
 from malora_jax.adapters.routers import RouterConfig
-from malora_jax.adapters.structures import HydraLoRA, Structure, SubspaceStructure, require
 
 # Structures with a subspace of `shared_rank` dimensions, by the value of `adapter.subspace`.
-SUBSPACES: dict[str, type[SubspaceStructure] | type[HydraLoRA]] = {
+SUBSPACES: dict[str, type[Structure]] = {
     'down': structures.SharedDown,
     'own': structures.IndependentSubspaces,
     'up': structures.SharedUp,
-    'heads': HydraLoRA,
+    'heads': structures.HydraLoRA,
+    'tails': structures.ALoRA,
+    'both': structures.CoMoL,
 }
 
 
@@ -37,8 +39,11 @@ class AdapterSettings:
         subspace: Kind of subspace. 'down': all experts share the down-projection S_A, and each has
             a core P_t (MALoRA). 'own': each expert has a subspace of d / N dimensions and a core
             ("w/o shared S_A" in Table 3 of the MALoRA paper). 'up': all experts share the
-            up-projection S_B ("decomposing B_t" in Table 3). 'heads': all experts share the
-            down-projection A, without cores (HydraLoRA); `shared_rank` must then equal `rank`.
+            up-projection S_B ("decomposing B_t" in Table 3). The other kinds are not in the paper,
+            and `shared_rank` must equal `rank` with them. 'heads': all experts share the
+            down-projection A, without cores (HydraLoRA). 'tails': all experts share the
+            up-projection B, without cores (ALoRA). 'both': all experts share A and B, and each has
+            a core of its own (CoMoL; MoSLoRA with a single expert).
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA).
         magnitude: Whether the columns of W + (α/r) B A are scaled to trained lengths (DoRA); only
             for a single expert.
@@ -133,17 +138,17 @@ class AdapterSettings:
         if self.shared_rank == 0:
             return structures.IndependentExperts(self.num_experts, self.rank)
         kind = SUBSPACES[self.subspace]
-        if issubclass(kind, HydraLoRA):
-            description = f"equal to rank ({self.rank}) if subspace is 'heads'"
-            require(self.shared_rank == self.rank, 'shared_rank', self.shared_rank, description)
-            return kind(self.num_experts, self.rank)
-        return kind(self.num_experts, self.rank, self.shared_rank)
+        if issubclass(kind, SubspaceStructure):
+            return kind(self.num_experts, self.rank, self.shared_rank)
+        description = f'equal to rank ({self.rank}) if subspace is {self.subspace!r}'
+        require(self.shared_rank == self.rank, 'shared_rank', self.shared_rank, description)
+        return kind(self.num_experts, self.rank)
 
 
 def settings_of(adapter: AdapterConfig) -> AdapterSettings:
     """Return the flat settings of an adapter, the inverse of `AdapterSettings.build`."""
     structure, router = adapter.structure, adapter.router
-    subspaces: dict[type[Structure], str] = {kind: name for name, kind in SUBSPACES.items()}
+    subspaces = {kind: name for name, kind in SUBSPACES.items()}
     return AdapterSettings(
         num_experts=adapter.num_experts,
         top_k=router.top_k,
@@ -217,6 +222,10 @@ METHODS: dict[str, dict[str, Any]] = {
     # Not in the paper. HydraLoRA's own script has 4 heads of rank 4. For comparability, this row
     # has MALoRA's number of experts and rank.
     'hydralora': dict(_DENSE, rank=12, shared_rank=12, subspace='heads'),
+    'hydralora_top2': dict(_TOP2_OF_8, rank=12, shared_rank=12, subspace='heads', renormalize=True),
+    'alora': dict(_DENSE, rank=16, shared_rank=16, subspace='tails'),
+    'moslora': dict(num_experts=1, top_k=1, rank=64, shared_rank=64, subspace='both'),
+    'comol': dict(_DENSE, rank=64, shared_rank=64, subspace='both', router_input='first'),
     # The methods molora and malora with token dispatch, as in the paper.
     'molora_dispatch': dict(_TOP2_OF_8, rank=8, dispatch=True),
     'malora_dispatch': dict(_TOP2_OF_8, rank=12, shared_rank=32, dispatch=True),

@@ -9,45 +9,11 @@ Dimension letters: N tokens, D inputs, F outputs, E experts, R rank of one exper
 expert's own factor, P = E · R stacked ranks, Q columns of the first factor.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.distributed import sharding
-
-
-def fused_matmul(
-    x_ND: jax.Array,
-    weights: Sequence[jax.Array],
-    name: str,
-    axis: str,
-    precision: jax.lax.Precision | None = None,
-) -> list[jax.Array]:
-    """Multiply one input with several narrow matrices in a single product.
-
-    A product with one narrow matrix takes about as long as the joint product, because reading the
-    input and writing its gradient dominate.
-
-    Args:
-        x_ND: (N, D), input.
-        weights: Matrices, (D, Q) each.
-        name: Name of the products for rematerialization, as in `save_for_backward`.
-        axis: Logical axis name of the columns. If this axis is sharded, each matrix gets a product
-            of its own, because concatenation would move data between devices.
-        precision: Precision of the product.
-
-    Returns:
-        One product for each matrix, (N, Q).
-    """
-
-    def product(weight_DQ: jax.Array) -> jax.Array:
-        return save_for_backward(jnp.matmul(x_ND, weight_DQ, precision=precision), axis, name)
-
-    if sharding.is_sharded(axis):
-        return [product(weight_DQ) for weight_DQ in weights]
-    return jnp.split(product(jnp.concatenate(weights, axis=1)), len(weights), axis=1)
 
 
 def save_for_backward(hidden: jax.Array, axis: str = 'expert', name: str = 'rank') -> jax.Array:

@@ -1,14 +1,15 @@
-"""Names and counts of the parameters in a pytree."""
+"""Parameters in a pytree: their names and counts, and those of one linear layer."""
 
 import collections
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 # Flax collections of an adapter: trained parameters, and frozen ones.
 ADAPTER_COLLECTIONS = ('adapter', 'adapter_frozen')
+_PARENT_MODULES = {'q': 'attention', 'k': 'attention', 'v': 'attention', 'o': 'attention'}
 
 
 def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -28,3 +29,25 @@ def count_by_name(tree: Any) -> dict[str, int]:
     for path, leaf in named_leaves(tree):
         counts[path.rsplit('/', 1)[-1]] += math.prod(leaf.shape)
     return dict(sorted(counts.items()))
+
+
+def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Array]:
+    """Return the adapter's parameter arrays of one linear layer, for all transformer layers.
+
+    Args:
+        variables: Variable collections of the model.
+        target: Name of the linear layer, such as 'q'.
+
+    Returns:
+        Arrays (L, ...), stacked over the transformer layers, by name, such as `down` and `up`.
+    """
+    leaves: dict[str, jax.Array] = {}
+    for name in ADAPTER_COLLECTIONS:
+        tree = variables.get(name, {}).get('layers', {})
+        leaves |= tree.get(parent_module(target), {}).get(target, {})
+    return leaves
+
+
+def parent_module(target: str) -> str:
+    """Return the name of the module that a linear layer is in: 'attention' or 'mlp'."""
+    return _PARENT_MODULES.get(target, 'mlp')

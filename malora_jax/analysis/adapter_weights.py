@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from malora_jax.adapters.base_structure import Structure
 from malora_jax.adapters.config import LINEARS
-from malora_jax.adapters.structures import SharedDown, Structure
+from malora_jax.adapters.structures import SharedDown
 from malora_jax.cloud_storage import remote_path
 from malora_jax.export.merge import linear_leaves_float64
 from malora_jax.models import Decoder

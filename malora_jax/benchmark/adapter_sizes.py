@@ -5,6 +5,7 @@ from typing import Any
 
 from malora_jax import markdown
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.base_structure import SubspaceStructure
 from malora_jax.adapters.methods import replace_settings
 from malora_jax.benchmark.timed_steps import BASE
 
@@ -30,8 +31,12 @@ def resize_adapter(adapter: AdapterConfig, field: str, size: int, width: int) ->
     """
     if field == 'num_experts' and not adapter.has_router:
         return adapter
-    current = {'num_experts': adapter.num_experts, 'rank': adapter.structure.rank}[field]
-    shared_rank = min(round(adapter.structure.subspace_rank * size / current), width)
+    structure = adapter.structure
+    current = {'num_experts': adapter.num_experts, 'rank': structure.rank}[field]
+    if field == 'num_experts' and not isinstance(structure, SubspaceStructure):
+        # Experts that share a projection have its rank.
+        return replace_settings(adapter, num_experts=size)
+    shared_rank = min(round(structure.subspace_rank * size / current), width)
     return replace_settings(adapter, **{field: size, 'shared_rank': shared_rank})
 
 

@@ -39,10 +39,10 @@ def estimate_layer(
         topology: Name of a topology, such as 'v5e:2x2' or 'h100:1'.
 
     Returns:
-        For each name: `cycles`, the estimated cycles; `temporary_bytes`, the memory for
-        intermediate results; `accessed_bytes`, the memory traffic; and `flops`, the number of
-        floating-point operations. Cycles and FLOPs do not include an attention kernel. For GPUs
-        only `temporary_bytes`.
+        For each name: `cycles`, the estimated cycles, 0 without an estimate; `temporary_bytes`, the
+        memory for intermediate results; `accessed_bytes`, the memory traffic; and `flops`, the
+        number of floating-point operations. Cycles and FLOPs do not include an attention kernel.
+        For GPUs only `temporary_bytes`.
 
     Raises:
         UserError: The topology is unknown, its compiler is not installed, or it rejects a layer,
@@ -145,14 +145,13 @@ def format_table(layer_estimates: Mapping[str, Mapping[str, float]]) -> str:
     head = ['', 'cycles', *(f'× {name}' for name in baselines), 'temporary, MB', 'GFLOP']
     rows = [head]
     for name, figures in layer_estimates.items():
+        cycles = figures['cycles']
+        to_compare = [layer_estimates[baseline]['cycles'] for baseline in baselines]
         rows.append(
             [
                 name,
-                f'{figures["cycles"]:,.0f}',
-                *(
-                    f'{figures["cycles"] / layer_estimates[baseline]["cycles"]:.3f}'
-                    for baseline in baselines
-                ),
+                f'{cycles:,.0f}' if cycles else '–',
+                *(f'{cycles / other:.3f}' if cycles and other else '–' for other in to_compare),
                 f'{figures["temporary_bytes"] / 1e6:,.0f}',
                 f'{figures["flops"] / 1e9:,.0f}',
             ]

@@ -31,6 +31,8 @@ _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LOOP_BOUND = re.compile(r' s32\[\]\S* constant\((\d+)\)')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+# What the TPU compiler writes for an instruction without an estimate.
+_NO_ESTIMATE = 2**63 - 1
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\]')
 _BITS = re.compile(r'\d+')
 
@@ -108,15 +110,18 @@ class Program:
     def cycles(self) -> int:
         """Return the sum of the compiler's cycle estimates over all executions.
 
-        Only some compilers make estimates, such as the TPU compiler; without estimates, the sum is
-        0. Pallas kernels have no estimate. Use the sums for ratios between programs, not as
-        absolute times.
+        Only some compilers make estimates, such as the TPU compiler. The sum is 0 without
+        estimates, or if an instruction is said to have none. Pallas kernels do not count. Use the
+        sums for ratios between programs, not as absolute times.
         """
-        return sum(
-            times * int(match[1])
+        estimates = [
+            (times, int(match[1]))
             for instruction, times in self._walk(self._entry)
             if (match := _CYCLES.search(instruction.line))
-        )
+        ]
+        if any(cycles >= _NO_ESTIMATE for _, cycles in estimates):
+            return 0
+        return sum(times * cycles for times, cycles in estimates)
 
     def arrays(self) -> set[HLOArray]:
         """Return the distinct arrays that instructions produce, including those inside fusions."""

@@ -1,7 +1,7 @@
 """Names of linear layers and base models in Hugging Face libraries."""
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.export.merge import parent_module
+from malora_jax.adapters.trees import parent_module
 from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
 from malora_jax.models.loading import model_hub, tensor_names
 from malora_jax.models.loading.base_model import find_weights

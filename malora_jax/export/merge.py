@@ -4,21 +4,18 @@ Dimension letters: L layers, D inputs and F outputs of a linear layer, R rank.
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.structures import IndependentExperts
-from malora_jax.adapters.trees import ADAPTER_COLLECTIONS
+from malora_jax.adapters.trees import linear_leaves, parent_module
 from malora_jax.errors import UserError
 from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
 from malora_jax.models import ModelConfig
 from malora_jax.models.quantize import QuantizedKernel
-
-_PARENT_MODULES = {'q': 'attention', 'k': 'attention', 'v': 'attention', 'o': 'attention'}
 
 
 def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
@@ -40,7 +37,7 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
         raise UserError(
             f'{trained.method} cannot be exported as {export_format}: its update is not that of '
             'one LoRA; use --format=transformers, vllm, static or adapter, or train '
-            "'lora', 'dora' or 'asylora'."
+            "'lora', 'dora', 'asylora' or 'moslora'."
         )
     check_nonzero_update(trained, export_format)
     return adapter
@@ -81,14 +78,13 @@ def merged_params(trained: TrainedModel) -> Any:
         UserError: The adapter cannot be merged, or its update is zero.
     """
     adapter = check_mergeable(trained, 'merged')
-    structure = cast(IndependentExperts, adapter.structure)
     params = dequantized_params(trained.model.config, trained.base.params)
     layers = dict(params['layers'])
     for target in adapter.targets:
         part = parent_module(target)
         leaves = linear_leaves(trained.variables, target)
         kernel_LDF = layers[part][target]['kernel']
-        merged = jax.vmap(structure.merged_kernel, (0, 0, None))
+        merged = jax.vmap(adapter.structure.merged_kernel, (0, 0, None))
         new = merged(kernel_LDF, leaves, adapter.scale)
         linear = layers[part][target] | {'kernel': new.astype(kernel_LDF.dtype)}
         layers[part] = layers[part] | {target: linear}
@@ -111,29 +107,7 @@ def dequantized_params(config: ModelConfig, params: Any) -> Any:
     return unflatten_dict(flat, sep='/')
 
 
-def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Array]:
-    """Return the adapter's parameter arrays of one linear layer, for all transformer layers.
-
-    Args:
-        variables: Variable collections of the model.
-        target: Name of the linear layer, such as 'q'.
-
-    Returns:
-        Arrays (L, ...), stacked over the transformer layers, by name, such as `down` and `up`.
-    """
-    leaves: dict[str, jax.Array] = {}
-    for name in ADAPTER_COLLECTIONS:
-        tree = variables.get(name, {}).get('layers', {})
-        leaves |= tree.get(parent_module(target), {}).get(target, {})
-    return leaves
-
-
 def linear_leaves_float64(variables: Mapping[str, Any], target: str) -> dict[str, np.ndarray]:
     """Return the result of `linear_leaves` as float64 NumPy arrays, for accurate products."""
     leaves = linear_leaves(variables, target)
     return {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
-
-
-def parent_module(target: str) -> str:
-    """Return the name of the module that a linear layer is in: 'attention' or 'mlp'."""
-    return _PARENT_MODULES.get(target, 'mlp')

@@ -1,19 +1,10 @@
-"""Routed mixtures as other programs compute them: dense experts, and a description in JSON.
+"""Routed mixtures for other programs: dense experts, and a description in JSON."""
 
-A mixture adapts a linear layer W to W x + s · Σ_t G_t(x) B_t A_t x, with the scale s and the gate
-G_t of expert t. The structures compute B_t A_t from several factors, some of which the experts
-share. Other programs know only A_t, B_t and the router's weight, which `fold` multiplies out.
-
-Dimension letters: L layers, E experts, D inputs and F outputs of a linear layer, R rank of one
-expert.
-"""
-
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Iterator
+from typing import Any
 
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.dense import DenseExperts, fold
 from malora_jax.errors import UserError
 from malora_jax.export import huggingface_names
 from malora_jax.export.merge import check_nonzero_update, linear_leaves_float64
@@ -21,50 +12,6 @@ from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
 
 # Version of the block that `mixture_block` returns.
 SCHEMA_VERSION = 1
-
-
-class DenseExperts(NamedTuple):
-    """Experts of one linear layer, in all transformer layers, as float64 arrays.
-
-    Attributes:
-        down: (L, E, D, R), down-projection A_t of each expert, transposed.
-        up: (L, E, R, F), up-projection B_t of each expert, transposed.
-        router: (L, D, E), weight of the router, transposed; zeros for a single expert.
-    """
-
-    down: np.ndarray
-    up: np.ndarray
-    router: np.ndarray
-
-    def stacked_down(self) -> np.ndarray:
-        """Return the experts' A_t below each other, (L, E · R, D)."""
-        L, E, D, R = self.down.shape
-        return self.down.swapaxes(2, 3).reshape(L, E * R, D)
-
-    def stacked_up(self) -> np.ndarray:
-        """Return the experts' B_t next to each other, (L, F, E · R)."""
-        L, E, R, F = self.up.shape
-        return self.up.reshape(L, E * R, F).swapaxes(1, 2)
-
-
-def fold(adapter: AdapterConfig, leaves: Mapping[str, np.ndarray]) -> DenseExperts:
-    """Multiply the factors of each expert out to one down-projection and one up-projection.
-
-    Args:
-        adapter: Settings of the adapter.
-        leaves: Float64 parameters of one linear layer in all transformer layers, (L, ...), by name.
-
-    Raises:
-        UserError: An expert of the adapter's structure is not a product of two matrices.
-    """
-    down, up = adapter.structure.projections(leaves)
-    L, E, R, _ = up.shape
-    D = down.shape[2]
-    router = leaves['router'] if adapter.has_router else np.zeros((L, D, E))
-    if adapter.has_router and adapter.router.input != 'x':
-        # The router reads the product of the input with the shared first factor.
-        router = leaves[adapter.structure.factors[0]] @ router
-    return DenseExperts(np.broadcast_to(down, (L, E, D, R)), up, router)
 
 
 def dense_experts(

@@ -7,12 +7,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors.numpy
 
 from malora_jax import files
-from malora_jax.adapters.config import LINEARS
+from malora_jax.adapters.config import LINEARS, AdapterConfig
 from malora_jax.adapters.structures import DoRA
+from malora_jax.adapters.trees import linear_leaves, parent_module
 from malora_jax.errors import UserError, short_repr
 from malora_jax.export import huggingface_names, merge, tokenizer_files
 from malora_jax.export.directory import atomic_directory
@@ -56,7 +58,7 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
     """Write an adapter in PEFT's format, with its tokenizer and generation settings.
 
     Args:
-        trained: Trained model of method LoRA, rsLoRA, DoRA or AsyLoRA.
+        trained: Trained model of method LoRA, rsLoRA, DoRA, AsyLoRA or MoSLoRA.
         output: Directory to create.
 
     Raises:
@@ -66,10 +68,8 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
     adapter = merge.check_mergeable(trained, 'peft')
     tensors = {}
     for target in adapter.targets:
-        leaves = merge.linear_leaves(trained.variables, target)
-        for leaf, array in leaves.items():
-            own = np.asarray(array)
-            for layer, value in enumerate(own if _is_vector(leaf) else own[:, 0]):
+        for leaf, array in _lora_leaves(trained, adapter, target).items():
+            for layer, value in enumerate(np.asarray(array)):
                 tensors[tensor_name(target, leaf).format(layer)] = value.T.copy()
     config = {
         'peft_type': 'LORA',
@@ -89,6 +89,16 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
         safetensors.numpy.save_file(tensors, temporary / WEIGHTS, metadata={'format': 'pt'})
         files.write_json(temporary / CONFIG, config)
         tokenizer_files.write_tokenizer_files(temporary, trained)
+
+
+def _lora_leaves(
+    trained: TrainedModel, adapter: AdapterConfig, target: str
+) -> dict[str, jax.Array]:
+    """Return A and B of the only expert, (L, D, R) and (L, R, F), and DoRA's magnitude, (L, F)."""
+    leaves, structure = linear_leaves(trained.variables, target), adapter.structure
+    down, up = structure.projections(leaves)
+    others = {name: leaves[name] for name in structure.kernel_dependent}
+    return {'down': down[:, 0], 'up': up[:, 0]} | others
 
 
 def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np.ndarray], float]:
@@ -134,7 +144,7 @@ def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np
             own = [name.format(layer) for layer in range(model.num_layers)]
             if all(each in tensors for each in own):
                 array = np.stack([tensors.pop(each).T for each in own])
-                path = f'layers/{merge.parent_module(target)}/{target}/{leaf}'
+                path = f'layers/{parent_module(target)}/{target}/{leaf}'
                 leaves[path] = array if _is_vector(leaf) else array[:, None]
     if tensors:
         raise UserError(

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from malora_jax.adapters import AdapterConfig, method
+from malora_jax.adapters.dense import DenseExperts
 from malora_jax.adapters.structures import IndependentExperts
+from malora_jax.adapters.trees import parent_module
 from malora_jax.errors import out_of_range
-from malora_jax.export.merge import parent_module
-from malora_jax.export.mixture import DenseExperts, check_mixture, dense_experts
+from malora_jax.export.mixture import check_mixture, dense_experts
 from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import Decoder
 

@@ -95,7 +95,7 @@ class LanguageModel:
         variables: Any,
         tokenizer: Tokenizer,
         template: Template,
-        batch_size: int = 8,
+        batch_size: int = 32,
     ):
         self.name = name
         self.model = model

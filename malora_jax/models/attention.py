@@ -90,12 +90,9 @@ def attend(
     Returns:
         (B, T, H, C) in the dtype of q.
     """
-    B, T, H, C = q_BTHC.shape
-    K = k_BTKC.shape[2]
-    q_BKGTC = q_BTHC.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4)
+    q_BKGTC = _grouped(q_BTHC, k_BTKC.shape[2])
     k_BKTC, v_BKTC = (x.transpose(0, 2, 1, 3) for x in (k_BTKC, v_BTKC))
-    out_BKGTC = _attend(q_BKGTC, k_BKTC, v_BKTC, segments_BT)
-    return out_BKGTC.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
+    return _ungrouped(_attend(q_BKGTC, k_BKTC, v_BKTC, segments_BT))
 
 
 @jax.custom_vjp
@@ -203,9 +200,9 @@ def attention_mask(
 
 def attend_past(
     q_BTHC: jax.Array,
-    k_BKTC: jax.Array,
+    k_BKCT: jax.Array,
     v_BKTC: jax.Array,
-    past_k_BKSC: jax.Array,
+    past_k_BKCS: jax.Array,
     past_v_BKSC: jax.Array,
     length_B: jax.Array,
 ) -> jax.Array:
@@ -215,25 +212,25 @@ def attend_past(
 
     Args:
         q_BTHC: Queries of the new tokens after RoPE.
-        k_BKTC: Keys of the new tokens after RoPE, each shared by H / K query heads.
+        k_BKCT: Keys of the new tokens after RoPE, each shared by H / K query heads.
         v_BKTC: Values of the new tokens.
-        past_k_BKSC: Cached keys, after RoPE.
+        past_k_BKCS: Cached keys, after RoPE.
         past_v_BKSC: Cached values.
         length_B: int32 number of cached tokens in each row; the other positions are masked.
 
     Returns:
         (B, T, H, C) in the dtype of q.
     """
-    B, T, H, C = q_BTHC.shape
-    K, S = past_k_BKSC.shape[1:3]
-    q_BKGTC = q_BTHC.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4)
+    q_BKGTC = _grouped(q_BTHC, k_BKCT.shape[1])
+    T, C = q_BKGTC.shape[3:]
+    S = past_v_BKSC.shape[2]
     filled_BS = jnp.arange(S)[None] < length_B[:, None]
     causal_TJ = jnp.tril(jnp.ones((T, T), bool))
     scores_BKGTX = jnp.concatenate(
         [
-            _product('BKGTC,BKSC->BKGTS', q_BKGTC, past_k_BKSC)
+            _product('BKGTC,BKCS->BKGTS', q_BKGTC, past_k_BKCS)
             + jnp.where(filled_BS, 0, _MASK_VALUE)[:, None, None, None],
-            _product('BKGTC,BKJC->BKGTJ', q_BKGTC, k_BKTC)
+            _product('BKGTC,BKCJ->BKGTJ', q_BKGTC, k_BKCT)
             + jnp.where(causal_TJ, 0, _MASK_VALUE)[None, None, None],
         ],
         axis=-1,
@@ -241,4 +238,72 @@ def attend_past(
     weights_BKGTX = jax.nn.softmax(scores_BKGTX * C**-0.5, axis=-1)
     out_BKGTC = _product('BKGTS,BKSC->BKGTC', weights_BKGTX[..., :S], past_v_BKSC)
     out_BKGTC += _product('BKGTJ,BKJC->BKGTC', weights_BKGTX[..., S:], v_BKTC)
-    return out_BKGTC.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C).astype(q_BTHC.dtype)
+    return _ungrouped(out_BKGTC).astype(q_BTHC.dtype)
+
+
+def update_cache(
+    k_BKCS: jax.Array,
+    v_BKSC: jax.Array,
+    new_k_BKC1: jax.Array,
+    new_v_BK1C: jax.Array,
+    length_B: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Write the key and the value of one new token behind the cached ones of each row.
+
+    Args:
+        k_BKCS: Cached keys after RoPE.
+        v_BKSC: Cached values.
+        new_k_BKC1: Key of the new token after RoPE.
+        new_v_BK1C: Value of the new token.
+        length_B: int32 number of cached tokens in each row. In a full row, the new token replaces
+            the last one.
+
+    Returns:
+        The new caches. XLA writes them in place if nothing else reads the old ones.
+    """
+    B, K, C, S = k_BKCS.shape
+    # One row per head, so that even with B = 1 there are several: XLA would write a single one with
+    # a fusion that it duplicates, which copies the cache.
+    row_M, position_M = jnp.arange(B * K), jnp.repeat(jnp.minimum(length_B, S - 1), K)
+    k_MCS, v_MSC = k_BKCS.reshape(-1, C, S), v_BKSC.reshape(-1, S, C)
+    k_MCS = k_MCS.at[row_M, :, position_M].set(new_k_BKC1.reshape(-1, C))
+    v_MSC = v_MSC.at[row_M, position_M].set(new_v_BK1C.reshape(-1, C))
+    return k_MCS.reshape(k_BKCS.shape), v_MSC.reshape(v_BKSC.shape)
+
+
+def attend_cache(
+    q_B1HC: jax.Array, k_BKCS: jax.Array, v_BKSC: jax.Array, length_B: jax.Array
+) -> jax.Array:
+    """Compute attention of one new token over a KV cache to which it was added.
+
+    The softmax is computed in float32.
+
+    Args:
+        q_B1HC: Queries of the new token after RoPE.
+        k_BKCS: Cached keys after RoPE, each shared by H / K query heads.
+        v_BKSC: Cached values.
+        length_B: int32 number of cached tokens in each row before the new one.
+
+    Returns:
+        (B, 1, H, C) in the dtype of q.
+    """
+    q_BKG1C = _grouped(q_B1HC, k_BKCS.shape[1])
+    visible_BS = jnp.arange(k_BKCS.shape[3])[None] <= length_B[:, None]
+    scores_BKG1S = _product('BKGTC,BKCS->BKGTS', q_BKG1C, k_BKCS) * q_B1HC.shape[-1] ** -0.5
+    scores_BKG1S = jnp.where(visible_BS[:, None, None, None], scores_BKG1S, _MASK_VALUE)
+    weights_BKG1S = jax.nn.softmax(scores_BKG1S, axis=-1)
+    out_BKG1C = _product('BKGTS,BKSC->BKGTC', weights_BKG1S, v_BKSC)
+    return _ungrouped(out_BKG1C).astype(q_B1HC.dtype)
+
+
+def _grouped(q_BTHC: jax.Array, num_kv_heads: int) -> jax.Array:
+    """Group the query heads by the key/value head that they share, (B, K, G, T, C)."""
+    B, T, H, C = q_BTHC.shape
+    shape = (B, T, num_kv_heads, H // num_kv_heads, C)
+    return q_BTHC.reshape(shape).transpose(0, 2, 3, 1, 4)
+
+
+def _ungrouped(x_BKGTC: jax.Array) -> jax.Array:
+    """Return the attention outputs of all heads, (B, T, H, C): the inverse of `_grouped`."""
+    B, _, _, T, C = x_BKGTC.shape
+    return x_BKGTC.transpose(0, 3, 1, 2, 4).reshape(B, T, -1, C)

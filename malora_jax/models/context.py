@@ -21,8 +21,11 @@ class Context(struct.PyTreeNode):
             None keeps the value of the config.
         dropout: () float32 dropout rate, which replaces `AdapterConfig.dropout`; None keeps the
             value of the config.
+        adapter: (N,) int32 index of each token's adapter in an `AdapterBank`; None without a bank.
         attention: Attention backend, one of `attention_backends.BACKENDS`.
         return_kv: Whether layers return the keys and values of the tokens, for the KV cache.
+        update_cache: Whether layers write the key and value of one new token in each row into the
+            KV cache, and return the caches.
         train: Whether dropout is on.
     """
 
@@ -32,6 +35,8 @@ class Context(struct.PyTreeNode):
     past_length: jax.Array | None = None
     scale: jax.Array | None = None
     dropout: jax.Array | None = None
+    adapter: jax.Array | None = None
     attention: str = struct.field(pytree_node=False, default='auto')
     return_kv: bool = struct.field(pytree_node=False, default=False)
+    update_cache: bool = struct.field(pytree_node=False, default=False)
     train: bool = struct.field(pytree_node=False, default=False)

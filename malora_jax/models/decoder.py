@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.bank import AdapterBank
 from malora_jax.distributed import sharding
 from malora_jax.models import attention, attention_backends
 from malora_jax.models.config import ModelConfig
@@ -42,7 +43,7 @@ def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
 REMAT_POLICIES = {
     'none': _all_but_gathered,
     'light': jax.checkpoint_policies.save_only_these_names(
-        *('q', 'k', 'v', 'attended', 'o', 'gate', 'up', 'down', 'mask', 'rank', 'router', 'lengths')
+        *('q', 'k', 'v', 'attended', 'o', 'gate', 'up', 'down', 'rank', 'router', 'lengths')
     ),
     'full': jax.checkpoint_policies.nothing_saveable,
 }
@@ -52,7 +53,7 @@ class KVCache(struct.PyTreeNode):
     """KV cache: keys and values of the tokens that earlier calls have processed.
 
     Attributes:
-        k: (L, B, K, S, C) keys after RoPE.
+        k: (L, B, K, C, S) keys after RoPE.
         v: (L, B, K, S, C) values.
         length: (B,) int32 number of cached tokens in each row, at most S.
     """
@@ -62,7 +63,8 @@ class KVCache(struct.PyTreeNode):
     length: jax.Array
 
 
-# Keys and values of some tokens: (B, K, T, C) each in a layer, (L, B, K, T, C) in the decoder.
+# Keys (B, K, C, T) and values (B, K, T, C) of some tokens in a layer; in the decoder with a leading
+# axis L. Keys are transposed because XLA computes their products with queries faster on CPU.
 KeysValues = tuple[jax.Array, jax.Array]
 
 
@@ -94,11 +96,12 @@ class Attention(AdaptedSublayer):
         Args:
             x_ND: Normalized residual stream.
             context: Metadata of the tokens.
-            past: Cached keys and values of this layer, (B, K, S, C) each, or None.
+            past: Cached keys (B, K, C, S) and values (B, K, S, C) of this layer, or None.
 
         Returns:
-            The update (N, D) of the residual stream; and the keys and values (B, K, T, C) of the
-            tokens, or None if `past` is None and `context.return_kv` is False.
+            The update (N, D) of the residual stream; and the keys (B, K, C, T) and values (B, K, T,
+            C) of the tokens, or None if `past` is None and `context.return_kv` is False. With
+            `context.update_cache`, the new caches instead.
         """
         config, (B, T) = self.config, context.positions.shape
 
@@ -122,14 +125,18 @@ class Attention(AdaptedSublayer):
         q_BTHC, k_BTKC, v_BTKC = norm_and_rotate('q', q), norm_and_rotate('k', k), v
         new_kv = None
         if context.return_kv or past is not None:
-            new_kv = (k_BTKC.transpose(0, 2, 1, 3), v_BTKC.transpose(0, 2, 1, 3))
+            new_kv = (k_BTKC.transpose(0, 2, 3, 1), v_BTKC.transpose(0, 2, 1, 3))
         if past is None or new_kv is None:
             out_BTHC = attention_backends.attend(
                 context.attention, q_BTHC, k_BTKC, v_BTKC, context.segments
             )
         else:
             length_B = cast(jax.Array, context.past_length)
-            out_BTHC = attention.attend_past(q_BTHC, *new_kv, *past, length_B)
+            if context.update_cache:
+                new_kv = attention.update_cache(*past, *new_kv, length_B)
+                out_BTHC = attention.attend_cache(q_BTHC, *new_kv, length_B)
+            else:
+                out_BTHC = attention.attend_past(q_BTHC, *new_kv, *past, length_B)
         out_NA = out_BTHC.reshape(B * T, -1)
         (out_ND,) = self.apply_linears(
             out_NA, 'heads', context, o=LinearSpec(config.width, 'embed')
@@ -154,6 +161,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     adapter: AdapterConfig | None
+    bank: AdapterBank | None = None
 
     @nn.compact
     def __call__(
@@ -164,16 +172,16 @@ class Block(nn.Module):
         Args:
             x_ND: Residual stream before the layer.
             context: Metadata of the tokens.
-            past: Cached keys and values of this layer, (B, K, S, C) each, or None.
+            past: Cached keys (B, K, C, S) and values (B, K, S, C) of this layer, or None.
 
         Returns:
             The residual stream (N, D) after the layer; and the keys and values of the tokens, or
             None, as `Attention` returns them.
         """
-        attend = Attention(self.config, self.adapter, name='attention')
+        attend = Attention(self.config, self.adapter, self.bank, name='attention')
         update_ND, new_kv = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, past)
         x_ND += update_ND
-        mlp = MLP(self.config, self.adapter, name='mlp')
+        mlp = MLP(self.config, self.adapter, self.bank, name='mlp')
         x_ND += mlp(RMSNorm(self.config, name='mlp_norm')(x_ND), context)
         return sharding.constrain(x_ND, 'rows', 'features'), new_kv
 
@@ -187,11 +195,14 @@ class Decoder(nn.Module):
 
     Attributes:
         config: Configuration of the base model.
-        adapter: Settings of the adapters on the linears; None for the base model alone.
+        adapter: Settings of the adapters on the linears; None for the base model alone, or with a
+            bank.
         remat: Rematerialization (gradient checkpointing) policy of the layers, a key of
             `REMAT_POLICIES`.
         attention: Attention backend, one of `attention_backends.BACKENDS`. Attention over a KV
             cache uses XLA in any case.
+        bank: Several adapters for text generation, of which each token uses one or none: see
+            `adapter_bank.bank_adapters`. None without a bank.
 
     Example:
         Logits of a randomly initialized model:
@@ -208,6 +219,7 @@ class Decoder(nn.Module):
     adapter: AdapterConfig | None = None
     remat: str = 'none'
     attention: str = 'auto'
+    bank: AdapterBank | None = None
 
     @nn.compact
     def __call__(
@@ -221,6 +233,7 @@ class Decoder(nn.Module):
         train: bool = False,
         scale: jax.Array | None = None,
         dropout: jax.Array | None = None,
+        adapter_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
         """Compute the hidden states of a batch of tokens.
 
@@ -240,6 +253,7 @@ class Decoder(nn.Module):
                 None keeps the value of the config.
             dropout: () float32 dropout rate, which replaces `AdapterConfig.dropout`; None keeps the
                 value of the config. It has no effect if `AdapterConfig.dropout` is zero.
+            adapter_BT: int32 index of each token's adapter in the bank.
 
         Returns:
             Hidden states (B, T, D) after the final norm; and the keys and values of the tokens,
@@ -262,6 +276,7 @@ class Decoder(nn.Module):
             length_B,
             scale,
             dropout,
+            None if adapter_BT is None else adapter_BT.reshape(B * T),
             attention=self.attention,
             return_kv=return_kv,
             train=train,
@@ -281,13 +296,15 @@ class Decoder(nn.Module):
             block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         stack = nn.scan(
             block,
-            variable_axes={name: 0 for name in ('params', 'adapter', 'adapter_frozen', 'routing')},
+            variable_axes={
+                name: 0 for name in ('params', 'adapter', 'adapter_frozen', 'bank', 'routing')
+            },
             split_rngs={'params': True, 'dropout': True},
             in_axes=(nn.broadcast, 0),
             length=self.config.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
-        return stack(self.config, self.adapter, name='layers')(x_ND, context, past)
+        return stack(self.config, self.adapter, self.bank, name='layers')(x_ND, context, past)
 
 
 @functools.cache
@@ -299,7 +316,9 @@ def abstract_variables(model: Decoder) -> Any:
         of their axes; `flax.linen.unbox` removes the boxes.
     """
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(lambda one: model.init(jax.random.key(0), one, one, one), one)
+    return jax.eval_shape(
+        lambda one: model.init(jax.random.key(0), one, one, one, adapter_BT=one), one
+    )
 
 
 def output_head(config: ModelConfig, params: Any) -> jax.Array:

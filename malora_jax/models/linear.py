@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude
+from malora_jax.adapters.bank import GROUP_PREFIX, AdapterBank, BankedExperts, Output, Update
 from malora_jax.adapters.low_rank import ProjectedInput, project_input
 from malora_jax.adapters.structures import DoRA
 from malora_jax.distributed import sharding
@@ -106,6 +107,7 @@ class AdaptedLinear(nn.Module):
         projected: ProjectedInput | None,
         groups_NG: jax.Array | None,
         scale: jax.Array | None,
+        banked: Update | None = None,
     ) -> jax.Array:
         """Apply the linear and its adapter.
 
@@ -117,6 +119,7 @@ class AdaptedLinear(nn.Module):
             groups_NG: float32 one-hot group (task) of each token, to record routing statistics.
             scale: () float32 factor of the update, which replaces `AdapterConfig.scale`; None keeps
                 the value of the config.
+            banked: Update by the adapters of a bank.
 
         Returns:
             (N, F) in the dtype of x.
@@ -128,6 +131,8 @@ class AdaptedLinear(nn.Module):
             y_NF = x_ND @ kernel.astype(x_ND.dtype)
         if projected is not None:
             y_NF += self.experts.update(projected, leaves, groups_NG, scale)
+        if banked is not None:
+            y_NF += banked.added
         output_axis = 'features' if self.axes[1] == 'embed' else self.axes[1]
         y_NF = checkpoint_name(sharding.constrain(y_NF, 'rows', output_axis), self.name)
         if self.rescale is not None:
@@ -136,6 +141,8 @@ class AdaptedLinear(nn.Module):
                 kernel.dequantize() if isinstance(kernel, quantize_lib.QuantizedKernel) else kernel
             )
             y_NF = (y_NF * self.rescale(kernel_DF, scale)[None]).astype(x_ND.dtype)
+        if banked is not None and banked.factor is not None:
+            y_NF = (y_NF * banked.factor).astype(x_ND.dtype)
         if self.has_bias:
             zeros = nn.initializers.zeros_init()
             bias_F = parameter(self, 'bias', zeros, self.axes[1:], (self.features,), self.dtype)
@@ -157,17 +164,29 @@ class AdaptedLinear(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout, whose mask a rematerialization policy can save.
-
-    Generating the mask again in the backward pass would cost more than saving it.
-    """
+    """Inverted dropout, with random bits that are cheap to recompute in the backward pass."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, rate: float | jax.Array) -> jax.Array:
+    def __call__(self, x_ND: jax.Array, rate: float | jax.Array) -> jax.Array:
         """Set each entry to zero with probability `rate`, and scale up the others."""
         keep = 1 - rate
-        mask = jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape)
-        return jnp.where(checkpoint_name(mask, 'mask'), x / jnp.asarray(keep, x.dtype), 0)
+        # Compare the upper 24 bits, because float32 represents these numbers exactly.
+        is_kept_ND = (_random_bits(self.make_rng('dropout'), x_ND.shape) >> 8) < keep * 2**24
+        return jnp.where(is_kept_ND, x_ND / jnp.asarray(keep, x_ND.dtype), 0)
+
+
+def _random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return random uint32 numbers, (N, D), by a cheap hash.
+
+    JAX's generator draws two numbers for each row. The numbers of a row are hashes of these two and
+    of the column, by the final mix of MurmurHash3. JAX's generator alone would take about as long
+    as the products of a LoRA.
+    """
+    start_N1, offset_N1 = jax.random.bits(key, (2, shape[0], 1))
+    bits_ND = start_N1 + jnp.arange(shape[1], dtype=jnp.uint32)[None]
+    bits_ND = (bits_ND ^ (bits_ND >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits_ND = (bits_ND ^ (bits_ND >> 13) ^ offset_N1) * jnp.uint32(0xC2B2AE35)
+    return bits_ND ^ (bits_ND >> 16)
 
 
 class AdaptedSublayer(nn.Module):
@@ -175,11 +194,13 @@ class AdaptedSublayer(nn.Module):
 
     Attributes:
         config: Configuration of the base model.
-        adapter: Settings of the adapters; None for the base model alone.
+        adapter: Settings of the adapters; None for the base model alone, or with a bank.
+        bank: Several adapters for text generation; None without a bank.
     """
 
     config: ModelConfig
     adapter: AdapterConfig | None
+    bank: AdapterBank | None = None
 
     def apply_linears(
         self, x_ND: jax.Array, input_axis: str, context: Context, **specs: LinearSpec
@@ -201,7 +222,10 @@ class AdaptedSublayer(nn.Module):
         adapted = [linear for linear in linears if linear.adapter is not None]
         leaves = {linear.name: linear.experts.leaves(x_ND.shape[-1]) for linear in adapted}
         projected: dict[str | None, ProjectedInput] = {}
-        if self.adapter is not None and adapted:
+        banked: dict[str, Update] = {}
+        if self.bank is not None:
+            banked = self._apply_bank(self.bank, x_ND, input_axis, context, specs)
+        elif self.adapter is not None and adapted:
             after_dropout_ND = x_ND
             if context.train and self.adapter.dropout > 0:
                 rate = self.adapter.dropout if context.dropout is None else context.dropout
@@ -211,10 +235,26 @@ class AdaptedSublayer(nn.Module):
         return [
             linear(
                 *(x_ND, leaves.get(linear.name, {}), projected.get(linear.name)),
-                *(context.groups, context.scale),
+                *(context.groups, context.scale, banked.get(linear.name or '')),
             )
             for linear in linears
         ]
+
+    def _apply_bank(
+        self,
+        bank: AdapterBank,
+        x_ND: jax.Array,
+        input_axis: str,
+        context: Context,
+        specs: Mapping[str, LinearSpec],
+    ) -> dict[str, Update]:
+        names = [name for name in specs if name in bank.targets]
+        if not names:
+            return {}
+        outputs = tuple(Output(name, specs[name].features, specs[name].axis) for name in names)
+        name = GROUP_PREFIX + '_'.join(names)
+        experts = BankedExperts(bank, input_axis, outputs, self.config.dtype, name=name)
+        return experts(x_ND, cast(jax.Array, context.adapter))
 
     def _linear(self, name: str, input_axis: str, spec: LinearSpec) -> AdaptedLinear:
         is_adapted = self.adapter is not None and name in self.adapter.targets

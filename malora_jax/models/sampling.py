@@ -86,7 +86,7 @@ def sample(logits_BV: jax.Array, sampling: SamplingParams, index_B: jax.Array) -
     Returns:
         (B,) int32 token ids.
     """
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    greedy_B = _most_probable(logits_BV)
 
     def draw() -> jax.Array:
         # Greedy rows ignore the sampled token; 1 avoids their division by zero.
@@ -102,6 +102,16 @@ def sample(logits_BV: jax.Array, sampling: SamplingParams, index_B: jax.Array) -
         return jnp.where(sampling.temperature > 0, drawn_B, greedy_B)
 
     return jax.lax.cond((sampling.temperature > 0).any(), draw, lambda: greedy_B)
+
+
+def _most_probable(logits_BV: jax.Array) -> jax.Array:
+    """Return the first index of the largest logit of each row, (B,) int32; 0 if a logit is NaN.
+
+    On CPU, `argmax` takes seven times as long.
+    """
+    V = logits_BV.shape[-1]
+    is_less_BV = logits_BV < logits_BV.max(axis=-1, keepdims=True)
+    return jnp.where(is_less_BV, V, jnp.arange(V, dtype=jnp.int32)[None]).min(axis=-1)
 
 
 def _mask_top_k(logits_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:

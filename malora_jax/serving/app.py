@@ -4,40 +4,39 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import fastapi
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
 from malora_jax.errors import UserError
 from malora_jax.inference import LanguageModel
 from malora_jax.models.engine import GenerationRequest, check_context_length
-from malora_jax.serving import protocol, response_json
+from malora_jax.serving import event_stream, protocol, response_json
+from malora_jax.serving.deadline import Deadline
 from malora_jax.serving.error_responses import ErrorBody, add_error_handlers
 from malora_jax.serving.errors import ApiError
+from malora_jax.serving.event_stream import EventStream
+from malora_jax.serving.generation import Generation, TextPiece
 from malora_jax.serving.middleware import GuardMiddleware
 from malora_jax.serving.protocol import ChatRequest, CompletionRequest, SomeRequest
-from malora_jax.serving.scheduler import Generation, Scheduler, TextPiece
+from malora_jax.serving.scheduler import Scheduler
 from malora_jax.serving.workers import Workers
 
 # Default maximum number of new tokens in a chat, if the context has room for them.
 _DEFAULT_MAX_TOKENS = 1024
 
-_Result = TypeVar('_Result')
-
 
 def make_app(
     models: Mapping[str, LanguageModel],
     *,
-    batch_size: int = 8,
+    batch_size: int = 32,
     max_waiting: int = 256,
     timeout_s: float = 600.0,
     body_timeout_s: float = 30.0,
@@ -52,8 +51,8 @@ def make_app(
 
     Args:
         models: Models by the names that requests use.
-        batch_size: Number of texts of each model that are decoded together. The memory of the KV
-            cache grows with the batch size.
+        batch_size: Maximum number of texts that are decoded together, for all models. The memory of
+            the KV cache grows with the number of texts and with the longest of them.
         max_waiting: Maximum number of queued texts; further requests get status 429.
         timeout_s: Maximum time of a request in seconds. A slower request gets status 504, or an
             error event if streaming has started.
@@ -256,7 +255,7 @@ class _Service:
             http: HTTP request, whose connection is watched.
             prompts: Prompts; `body.n` texts are generated for each.
             field: Field of the body that holds the prompts, for error messages.
-            make_choice: Function that converts a piece of text; see `_events`.
+            make_choice: Function that converts a piece of text; see `event_stream.events`.
             kind: Field `object` of a response that is not streamed.
             prefix: Start of the response's `id`.
 
@@ -280,16 +279,18 @@ class _Service:
             'created': int(time.time()),
             'model': body.model,
         }
-        deadline = _Deadline(self.timeout_s)
+        deadline = Deadline(self.timeout_s)
         generation = self.scheduler.reserve(body.model, len(prompts) * body.n)
         try:
             submission = self._submit_texts(body, generation, prompts, field)
             count = await deadline.run_or_cancel(submission, http)
             if body.stream:
                 common_fields['object'] = kind if kind == 'text_completion' else f'{kind}.chunk'
-                events = _events(body, generation, common_fields, make_choice, count, deadline)
+                events = event_stream.events(
+                    body, generation, common_fields, make_choice, count, deadline
+                )
                 cancel = functools.partial(self.scheduler.cancel, generation)
-                return _EventStream(events, cancel)
+                return EventStream(events, cancel)
             texts = await deadline.run_or_cancel(response_json.collect_texts(generation), http)
         except BaseException:
             self.scheduler.cancel(generation)
@@ -299,7 +300,10 @@ class _Service:
 
         def encode_response() -> bytes:
             choices = [make_choice(piece, i, 0, False) for i, piece in enumerate(texts)]
-            value = common_fields | {'choices': choices, 'usage': _usage(count, tokens)}
+            value = common_fields | {
+                'choices': choices,
+                'usage': response_json.usage(count, tokens),
+            }
             return ''.join(response_json.encode(value)).encode()
 
         content = await self.workers.run(
@@ -368,114 +372,3 @@ class _Service:
             body.top_p,
             wants_logprobs=bool(body.num_top_logprobs),
         )
-
-
-class _EventStream(StreamingResponse):
-    """A response of server-sent events, whose generation is cancelled if the client disconnects."""
-
-    def __init__(self, events: AsyncIterator[str], cancel: Callable[[], None]):
-        super().__init__(events, media_type='text/event-stream')
-        self._cancel = cancel
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response, as an ASGI application, and cancel unfinished work at the end."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._cancel()
-
-
-class _Deadline:
-    """The deadline of a request.
-
-    Attributes:
-        at: Time at which the request is cancelled, in seconds of the event loop's clock.
-        error: Error that the client then receives.
-    """
-
-    def __init__(self, timeout_s: float):
-        self.at = asyncio.get_running_loop().time() + timeout_s
-        self.error = ApiError(504, f'The answer took more than {timeout_s:g} seconds.')
-
-    async def run_or_cancel(
-        self, work: Coroutine[Any, Any, _Result], http: fastapi.Request
-    ) -> _Result:
-        """Return the result of a coroutine; cancel it if the client disconnects or time runs out.
-
-        Args:
-            work: Coroutine that computes the result.
-            http: HTTP request whose connection is watched.
-
-        Raises:
-            ApiError: The coroutine was cancelled.
-        """
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(http))
-        both: set[asyncio.Future[Any]] = {task, gone}
-        try:
-            async with asyncio.timeout_at(self.at):
-                done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            raise self.error from None
-        finally:
-            for each in both:
-                each.cancel()
-            await asyncio.gather(*both, return_exceptions=True)
-        if task in done:
-            return task.result()
-        raise ApiError(499, 'The client has disconnected.')
-
-
-async def _wait_for_disconnect(http: fastapi.Request) -> None:
-    while (await http.receive())['type'] != 'http.disconnect':
-        pass
-
-
-async def _events(
-    body: ChatRequest | CompletionRequest,
-    generation: Generation,
-    common_fields: Mapping[str, Any],
-    make_choice: Callable[[TextPiece, int, int, bool], dict[str, Any]],
-    prompt_tokens: int,
-    deadline: _Deadline,
-) -> AsyncIterator[str]:
-    """Yield the events of a streamed response: a chunk for each piece, or an error, then [DONE].
-
-    Args:
-        body: Parsed body of the request.
-        generation: Texts of the request.
-        common_fields: Fields that all chunks have.
-        make_choice: Function that returns an entry of `choices`, given a piece of text, the index
-            of its text, the number of characters before the piece, and whether the response is
-            streamed.
-        prompt_tokens: Number of tokens of all prompts, for the field `usage`.
-        deadline: Deadline of the request.
-    """
-    tokens, offsets = 0, [0] * len(generation.texts)
-    try:
-        async with asyncio.timeout_at(deadline.at):
-            async for index, piece in generation.pieces():
-                chunk = make_choice(piece, index, offsets[index], True)
-                tokens += len(piece.tokens)
-                offsets[index] += len(piece.text)
-                yield _event(dict(common_fields) | {'choices': [chunk]})
-        if body.stream_options is not None and body.stream_options.include_usage:
-            yield _event(
-                dict(common_fields) | {'choices': [], 'usage': _usage(prompt_tokens, tokens)}
-            )
-    except TimeoutError:
-        yield _event(deadline.error.body())
-    except ApiError as error:
-        yield _event(error.body())
-    yield 'data: [DONE]\n\n'
-
-
-def _event(value: Mapping[str, Any]) -> str:
-    return f'data: {json.dumps(value, ensure_ascii=False)}\n\n'
-
-
-def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
-        'prompt_tokens': prompt_tokens,
-        'completion_tokens': completion_tokens,
-        'total_tokens': prompt_tokens + completion_tokens,
-    }

@@ -6,7 +6,7 @@ from typing import Any
 
 from malora_jax.inference import LanguageModel
 from malora_jax.models.engine import Token
-from malora_jax.serving.scheduler import Generation, TextPiece
+from malora_jax.serving.generation import Generation, TextPiece
 
 
 async def collect_texts(generation: Generation) -> list[TextPiece]:
@@ -111,3 +111,12 @@ def completion_logprobs(
 
 def _token_text(model: LanguageModel, token_id: int) -> str:
     return model.tokenizer.decode([token_id], continues=True)
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Return the field `usage` of a response: numbers of tokens."""
+    return {
+        'prompt_tokens': prompt_tokens,
+        'completion_tokens': completion_tokens,
+        'total_tokens': prompt_tokens + completion_tokens,
+    }

@@ -1,124 +1,32 @@
-"""Scheduler of the server: runs one engine with continuous batching per model.
+"""Scheduler of the server: continuous batching of requests for several models.
 
-The engine thread runs the engines, and the detokenizer thread decodes their tokens to text. The
-event loop sends the text to the clients, so that neither thread waits for a client.
+Models with the same base model and end token share an engine, which decodes their texts in one
+batch. The engine thread runs the engines, and the detokenizer thread decodes their tokens to text.
+The event loop sends the text to the clients, so that neither thread waits for a client.
 """
 
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import queue
 import threading
-import traceback
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-
-import jax
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from malora_jax.inference import LanguageModel
 from malora_jax.models.detokenization import StopCondition, TextStream
-from malora_jax.models.engine import Engine, GenerationRequest, RequestError, RequestOutput, Token
+from malora_jax.models.engine import GenerationRequest, RequestOutput
+from malora_jax.serving.engine_runner import EngineRunner, StepResults
 from malora_jax.serving.errors import ApiError, log_model_failure, shutting_down_error
-
-
-@dataclasses.dataclass
-class TextPiece:
-    """A new part of a text.
-
-    Attributes:
-        text: New text that can be shown; incomplete characters and possible beginnings of a stop
-            string are held back.
-        tokens: New tokens. If a stop string ends the text, the tokens may extend beyond `text`.
-        finish_reason: 'stop' or 'length' in the last piece, else None.
-    """
-
-    text: str
-    tokens: list[Token]
-    finish_reason: str | None
-
-
-class Generation:
-    """The texts of one HTTP request; may be used only in the event loop's thread.
-
-    Attributes:
-        texts: Texts, in the order of the response.
-        loop: Event loop that handles the request.
-    """
-
-    def __init__(self, model: str, count: int):
-        self.texts = [PendingText(self, model, index) for index in range(count)]
-        self.loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[int, TextPiece | ApiError]] = asyncio.Queue()
-
-    def put(self, index: int, piece: TextPiece | ApiError) -> None:
-        """Add a new piece of a text, or the error that ends it.
-
-        Args:
-            index: Index of the text in the response.
-            piece: New piece or error.
-        """
-        self._queue.put_nowait((index, piece))
-
-    async def pieces(self) -> AsyncIterator[tuple[int, TextPiece]]:
-        """Yield new pieces of all texts, each with the index of its text, until all are finished.
-
-        Raises:
-            ApiError: The generation of a text failed.
-        """
-        running = len(self.texts)
-        while running:
-            index, piece = await self._queue.get()
-            if isinstance(piece, ApiError):
-                raise piece
-            running -= piece.finish_reason is not None
-            yield index, piece
-
-
-class PendingText:
-    """A text that is queued or being generated.
-
-    Only the detokenizer thread uses `is_over`. Only the engine thread uses `generated_ids`,
-    `repeats_left` and `is_suspect`.
-
-    Attributes:
-        generation: All texts of the same HTTP request.
-        model: Name of the model.
-        index: Index of the text in the response.
-        request: Request to the engine; set by `Scheduler.submit`.
-        seed: Random seed that all texts of the HTTP request share; may be None if `request.key` is
-            set or decoding is greedy.
-        stream: Incremental decoder from tokens to text.
-        is_over: Whether the last piece was delivered.
-        generated_ids: Ids of the tokens that the engine has generated so far.
-        repeats_left: Number of these tokens that must still be generated again after an engine
-            reset.
-        is_suspect: Whether this text may have caused the failure of a step with several texts.
-    """
-
-    request: GenerationRequest
-    seed: int | None
-    stream: TextStream
-
-    def __init__(self, generation: Generation, model: str, index: int):
-        self.generation = generation
-        self.model = model
-        self.index = index
-        self.is_over = False
-        self.generated_ids: list[int] = []
-        self.repeats_left = 0
-        self.is_suspect = False
-
-
-# Results of a step: the engine's output for each text, or None if the text failed.
-_StepResults = list[tuple[PendingText, RequestOutput | None]]
+from malora_jax.serving.generation import Generation, PendingText, TextPiece
 
 
 class Scheduler:
-    """Generates the texts of several models; each model has its own engine.
+    """Generates the texts of several models.
 
-    The engines take turns, one step each. They use continuous batching: a queued text is prefilled
-    as soon as a slot of the KV cache is free, and each step decodes a few tokens of all running
-    texts.
+    Models that share a base model share an engine, unless their texts end with different tokens.
+    Several engines take turns, one step each. They use continuous batching: a queued text is
+    prefilled as soon as a slot of the KV cache is free, and each step decodes a few tokens of all
+    running texts.
 
     An error affects only the text that causes it. If the prefill of a text fails, or its tokens
     cannot be decoded to text, only that text fails. An error of a compiled decode step does not
@@ -133,17 +41,18 @@ class Scheduler:
 
         Args:
             models: Models by the names that requests use.
-            batch_size: Number of texts of each model that are decoded together.
+            batch_size: Number of texts that an engine decodes together.
             max_waiting: Maximum number of queued texts, which wait for a free slot of the KV cache.
         """
         self._models = models
-        self._runners = {name: _EngineRunner(model, batch_size) for name, model in models.items()}
-        self._max_texts = batch_size * len(models) + max_waiting
+        self._runners = [EngineRunner(group, batch_size) for group in _by_engine(models)]
+        self._runner_of = {name: runner for runner in self._runners for name in runner.models}
+        self._max_texts = batch_size * len(self._runners) + max_waiting
         self._commands: collections.deque[tuple[str, PendingText]] = collections.deque()
         self._open_texts: set[PendingText] = set()
         self._wake = threading.Condition()
         self._is_stopped = False
-        self._results: queue.SimpleQueue[_StepResults | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[StepResults | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run_engines, name='engines', daemon=True),
             threading.Thread(target=self._detokenize, name='detokenizer', daemon=True),
@@ -248,15 +157,15 @@ class Scheduler:
                     break
                 commands, self._commands = self._commands, collections.deque()
             for command, text in commands:
-                runner = self._runners[text.model]
+                runner = self._runner_of[text.model]
                 (runner.submit if command == 'submit' else runner.cancel)(text)
-            for runner in self._runners.values():
+            for runner in self._runners:
                 if runner.is_busy and (results := runner.step()):
                     self._results.put(results)
         self._results.put(None)
 
     def _is_busy(self) -> bool:
-        return any(runner.is_busy for runner in self._runners.values())
+        return any(runner.is_busy for runner in self._runners)
 
     def _detokenize(self) -> None:
         """Decode tokens to text, and pass the text to the event loop, until the engines stop."""
@@ -302,106 +211,10 @@ class Scheduler:
                 loop.call_soon_threadsafe(put, loop)
 
 
-class _EngineRunner:
-    """Generates the texts of one model; only the engine thread uses it."""
-
-    def __init__(self, model: LanguageModel, batch_size: int):
-        self._engine = Engine(model.model, model.variables, [model.end_id], batch_size)
-        self._batch_size = batch_size
-        self._waiting: collections.deque[PendingText] = collections.deque()
-        self._running: dict[int, PendingText] = {}  # Running texts by the engine's request number.
-
-    @property
-    def is_busy(self) -> bool:
-        """True if there are queued or running texts."""
-        return bool(self._waiting or self._running)
-
-    def submit(self, text: PendingText) -> None:
-        """Add a text to the queue."""
-        self._waiting.append(text)
-
-    def cancel(self, text: PendingText) -> None:
-        """Remove a text from the queue or the engine; a finished text is ignored."""
-        if text in self._waiting:
-            self._waiting.remove(text)
-        for number in [number for number, other in self._running.items() if other is text]:
-            self._engine.cancel(number)
-            del self._running[number]
-
-    def step(self) -> _StepResults:
-        """Start queued texts in free slots, and generate a few tokens of all running texts."""
-        while self._waiting and self._can_start_next():
-            text = self._waiting.popleft()
-            self._running[self._engine.submit(_engine_request(text))] = text
-        try:
-            outputs = self._engine.step()
-        except RequestError as error:
-            traceback.print_exc()
-            return [(self._running.pop(error.request_id), None)]
-        except Exception:  # The device may raise any error, most often out of memory.
-            traceback.print_exc()
-            return self._recover()
-        return [self._skip_repeats(output) for output in outputs]
-
-    def _can_start_next(self) -> bool:
-        """Return whether the next queued text can start.
-
-        It needs a free slot. A text that may have caused an earlier failure (`is_suspect`) must run
-        alone.
-        """
-        texts = [self._waiting[0], *self._running.values()]
-        alone = any(text.is_suspect for text in texts)
-        return len(self._running) < (1 if alone else self._batch_size)
-
-    def _recover(self) -> _StepResults:
-        """Reset the engine after a failed step, and queue the texts of the step again.
-
-        Each of them may have caused the failure. They are therefore marked (`is_suspect`), and run
-        one at a time. If the step had only one text, this text has caused the failure, and is not
-        queued again.
-
-        Returns:
-            The results of the step: one failed text, or none.
-        """
-        self._engine.reset()
-        texts, self._running = list(self._running.values()), {}
-        if len(texts) == 1:
-            return [(texts[0], None)]
-        for text in texts:
-            text.is_suspect, text.repeats_left = True, len(text.generated_ids)
-        self._waiting.extendleft(reversed(texts))
-        return []
-
-    def _skip_repeats(self, output: RequestOutput) -> tuple[PendingText, RequestOutput | None]:
-        """Remove the tokens that the client has already received from an output of the engine.
-
-        After a reset, the engine generates the tokens of a text again from the start.
-
-        Returns:
-            The text, and its output with the new tokens only. The output is None if the text has
-            failed, because a repeated token differs or the text ends too early.
-        """
-        text = self._running[output.request_id]
-        ids = [token.id for token in output.tokens]
-        num_repeated, start = (
-            min(text.repeats_left, len(ids)),
-            len(text.generated_ids) - text.repeats_left,
-        )
-        is_same = ids[:num_repeated] == text.generated_ids[start : start + num_repeated]
-        text.repeats_left -= num_repeated
-        text.generated_ids += ids[num_repeated:]
-        if output.finish_reason or not is_same:
-            self.cancel(text)
-        if not is_same or (output.finish_reason and text.repeats_left):
-            return text, None
-        if len(ids) > num_repeated:
-            text.is_suspect = False
-        return text, dataclasses.replace(output, tokens=output.tokens[num_repeated:])
-
-
-def _engine_request(text: PendingText) -> GenerationRequest:
-    """Return the engine's request for a text, with a PRNG key derived from seed and index."""
-    if text.seed is None or text.request.temperature == 0:
-        return text.request
-    key = jax.random.fold_in(jax.random.key(text.seed), text.index)
-    return dataclasses.replace(text.request, key=key)
+def _by_engine(models: Mapping[str, LanguageModel]) -> list[dict[str, LanguageModel]]:
+    """Group models that can share an engine: with the same base weights and the same end token."""
+    groups: dict[Hashable, dict[str, LanguageModel]] = {}
+    for name, model in models.items():
+        key = id(model.variables['params']), model.end_id
+        groups.setdefault(key, {})[name] = model
+    return list(groups.values())

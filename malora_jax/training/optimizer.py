@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from malora_jax.adapters.structures import PARAMETER_KINDS
+from malora_jax.adapters.base_structure import PARAMETER_KINDS
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 

@@ -14,7 +14,8 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.structures import IndependentExperts, StartsFromLoRA
+from malora_jax.adapters.base_structure import StartsFromLoRA
+from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import is_adapter, open_adapter
@@ -53,7 +54,8 @@ def warm_start(
     fresh = {name: dict(named_leaves(getattr(state, name))) for name in ADAPTER_COLLECTIONS}
     ours = {path: leaf for tree in fresh.values() for path, leaf in tree.items()}
     _check_targets(directory, ours, leaves)
-    if _is_lora(leaves) and not adapter.structure.is_mergeable:
+    is_lora_run = isinstance(adapter.structure, IndependentExperts) and not adapter.has_router
+    if _is_lora(leaves) and not is_lora_run:
         new_leaves = _mixture_from_lora(directory, adapter, ours, leaves, scale)
     else:
         new_leaves = {
@@ -103,7 +105,8 @@ def _mixture_from_lora(
     if not isinstance(adapter.structure, StartsFromLoRA):
         raise UserError(
             f'training.start_from: {directory} holds a LoRA, from which this method cannot start; '
-            "choose 'lora', 'molora', 'malora', 'hydralora' or a method of one of their structures."
+            "choose 'lora', 'molora', 'malora', 'hydralora', 'alora', 'comol', 'moslora' or a "
+            'method of one of their structures.'
         )
     down, _ = IndependentExperts.factors
     rank = max(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith(f'/{down}'))
@@ -153,7 +156,7 @@ def _experts_from_lora(
         leaves['router'] = _ROUTER_SCALE * fresh['router']
         up_RF = up_RF * (num_experts / router.top_k)
     last = adapter.structure.factors[-1]
-    leaves[last] = jnp.zeros_like(fresh[last]).at[:, : up_RF.shape[0]].set(up_RF)
+    leaves[last] = jnp.zeros_like(fresh[last]).at[..., : up_RF.shape[0], :].set(up_RF)
     return leaves
 
 

@@ -36,7 +36,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 def test_methods_differ():
     """No two method names have the same settings."""
     adapters = [method(name) for name in METHODS]
-    assert len(set(adapters)) == len(METHODS) == 17
+    assert len(set(adapters)) == len(METHODS) == 21
 
 
 @pytest.mark.parametrize(

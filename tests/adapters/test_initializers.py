@@ -177,7 +177,13 @@ def test_what_the_paper_is_silent_about_starts_as_a_linear_layer(name):
     config = method(name)
     leaves = config.initialize(jax.random.key(0), INPUTS, 96)
     as_linear = {'router', 'down'} & leaves.keys() if name != 'malora_unshared' else {'router'}
-    as_linear |= {'hydralora': {'shared_down'}, 'malora_shared_up': {'core'}}.get(name, set())
+    as_linear |= {
+        'malora_shared_up': {'core'},
+        'hydralora': {'shared_down'},
+        'hydralora_top2': {'shared_down'},
+        'moslora': {'shared_down', 'core'},
+        'comol': {'shared_down', 'core'},
+    }.get(name, set())
     for leaf in as_linear:
         values = np.asarray(leaves[leaf])
         bound = values.shape[-2] ** -0.5

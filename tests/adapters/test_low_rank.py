@@ -43,6 +43,10 @@ SMALL = {
     'molora_dispatch': dict(rank=3),
     'malora_dispatch': dict(rank=4, shared_rank=10),
     'hydralora': dict(rank=4, shared_rank=4),
+    'hydralora_top2': dict(rank=4, shared_rank=4),
+    'alora': dict(rank=4, shared_rank=4),
+    'moslora': dict(rank=6, shared_rank=6),
+    'comol': dict(rank=6, shared_rank=6),
 }
 # Options that the paper does not have: name, the method that the option changes, the change.
 OPTIONS = {
@@ -192,7 +196,8 @@ def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace
     top_k = data.draw(st.integers(1, experts))
     renormalize = data.draw(st.booleans()) and top_k > 1
     equal_gates = data.draw(st.booleans()) and not renormalize and experts > 1
-    shared_rank = {'': 0, 'own': experts, 'heads': rank}.get(subspace, rank + extra)
+    same_rank = dict.fromkeys(('heads', 'tails', 'both'), rank)
+    shared_rank = ({'': 0, 'own': experts} | same_rank).get(subspace, rank + extra)
     config = AdapterSettings(
         num_experts=experts,
         top_k=top_k,
@@ -341,6 +346,21 @@ SHAPES = {
         {},
     ),
     'hydralora': (_ROUTER | {'shared_down': (INPUTS, 12), 'up': (8, 12, OUTPUTS)}, {}),
+    'hydralora_top2': (_ROUTER | {'shared_down': (INPUTS, 12), 'up': (8, 12, OUTPUTS)}, {}),
+    'alora': (_ROUTER | {'down': (8, INPUTS, 16), 'shared_up': (16, OUTPUTS)}, {}),
+    'moslora': (
+        {'shared_down': (INPUTS, 64), 'core': (1, 64, 64), 'shared_up': (64, OUTPUTS)},
+        {},
+    ),
+    'comol': (
+        {
+            'router': (64, 8),
+            'shared_down': (INPUTS, 64),
+            'core': (8, 64, 64),
+            'shared_up': (64, OUTPUTS),
+        },
+        {},
+    ),
 }
 
 

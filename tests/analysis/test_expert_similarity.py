@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from malora_jax.adapters.trees import linear_leaves
 from malora_jax.analysis import adapter_weights
 from malora_jax.analysis.adapter_weights import expert_projections, initial_adapter
 from malora_jax.analysis.expert_similarity import ComparedRun, comparable_pairs, expert_similarities
-from malora_jax.export.merge import linear_leaves
 from malora_jax.models import Decoder, preset
 from malora_jax.training import run_config
 from malora_jax.training.checkpoint import LatestCheckpoint

@@ -368,8 +368,13 @@ def test_the_layer_that_is_estimated_compiles_on_any_backend():
 
 def test_the_table_of_estimates():
     figures = {'cycles': 2_000_000, 'temporary_bytes': 3e6, 'flops': 4e9}
-    found = {'lora': figures, 'malora': figures | {'cycles': 2_100_000}}
+    found = {
+        'lora': figures,
+        'malora': figures | {'cycles': 2_100_000},
+        'malora_dispatch': figures | {'cycles': 0},
+    }
     assert compiler_estimates.format_table(found).splitlines()[2:] == [
         '| lora | 2,000,000 | 1.000 | 3 | 4 |',
         '| malora | 2,100,000 | 1.050 | 3 | 4 |',
+        '| malora_dispatch | – | – | 3 | 4 |',
     ]

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.base_structure import SubspaceStructure
 from malora_jax.distributed import hlo, sharding
 from malora_jax.distributed.mesh import MeshConfig, use_mesh
 from malora_jax.models.decoder import Decoder, abstract_variables
@@ -93,9 +94,11 @@ def method_with_distinct_ranks(name: str) -> AdapterConfig:
 
     Shapes alone then identify the arrays that collectives send.
     """
-    shared = small_method(name).structure.subspace_rank
-    if shared:
-        shared = {'hydralora': 7, 'malora_unshared': 20}.get(name, 10)
+    structure, shared = small_method(name).structure, 0
+    if isinstance(structure, SubspaceStructure):
+        shared = 20 if name == 'malora_unshared' else 10
+    elif structure.subspace_rank:
+        shared = 7
     return small_method(name, dropout=0.05, rank=7, shared_rank=shared)
 
 

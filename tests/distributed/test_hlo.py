@@ -72,6 +72,13 @@ def test_loops_count_as_often_as_they_run():
     }
 
 
+def test_a_program_with_an_instruction_without_an_estimate_has_none():
+    """The TPU compiler writes the largest int64 for such an instruction."""
+    text = TEXT.replace('"estimated_cycles":"7"', f'"estimated_cycles":"{2**63 - 1}"')
+    assert text != TEXT
+    assert Program(text).cycles() == 0
+
+
 def test_asynchronous_starts_on_one_channel_are_different_collectives():
     """On GPUs, all collectives of `jax.shard_map` have the same channel."""
     operations = {

@@ -15,6 +15,7 @@ VARIANTS = {
     'rslora': ('lora', {'rank_stabilized': True, 'targets': ('q', 'o', 'down')}),
     'dora': ('dora', {}),
     'asylora': ('asylora', {}),
+    'moslora': ('moslora', {}),
 }
 TOKENS = [[5, 17, 200, 33, 250, 6, 90, 120], [9, 8, 7, 100, 101, 102, 3, 4]]
 

@@ -181,7 +181,8 @@ def test_peft_says_what_we_do(base, tmp_path, name):
 def test_what_cannot_be_merged_is_refused(base, tmp_path, write, what):
     assert refused(write, restored_model('malora', *base), tmp_path / 'out') == (
         f'malora cannot be exported as {what}: its update is not that of one LoRA; use '
-        "--format=transformers, vllm, static or adapter, or train 'lora', 'dora' or 'asylora'."
+        "--format=transformers, vllm, static or adapter, or train 'lora', 'dora', 'asylora' or "
+        "'moslora'."
     )
     found = restored_model('lora', *base)
     zero = jax.tree_util.tree_map_with_path(

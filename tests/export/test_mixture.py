@@ -9,9 +9,9 @@ import pytest
 import safetensors.numpy
 
 from malora_jax.adapters import LowRankExperts, method
+from malora_jax.adapters.dense import fold
 from malora_jax.errors import UserError
 from malora_jax.export import fingerprints, huggingface_names, safetensors_files
-from malora_jax.export.mixture import fold
 from malora_jax.export.trained_model import TrainedAdapter
 from malora_jax.export.transformers_mixture import write_transformers_mixture
 from malora_jax.export.vllm_mixture import write_vllm_mixture
@@ -21,13 +21,13 @@ from tests.export.helpers import restored_model, tiny_base
 from tests.helpers import reference
 from tests.helpers.models import STRUCTURES, small_method
 
-ROUTED = [name for name in STRUCTURES if name not in ('lora', 'dora')]
-# Equal gates need a load-balancing loss, which hydralora does not have.
+ROUTED = [name for name in STRUCTURES if small_method(name).has_router]
+# Equal gates need a load-balancing loss.
 CASES = [
     (name, changes)
     for name in ROUTED
     for changes in ({}, {'renormalize': True}, {'equal_gates': True}, {'rank_stabilized': True})
-    if (name, changes) != ('hydralora', {'equal_gates': True})
+    if 'equal_gates' not in changes or small_method(name).router.balance_weight > 0
 ]
 TOKENS, INPUTS, OUTPUTS = 20, 14, 11
 

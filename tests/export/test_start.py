@@ -108,6 +108,11 @@ def loss_by_task(model: Decoder, variables) -> np.ndarray:
         ('malora', {'rank': 8, 'num_experts': 1, 'top_k': 1}, 1e-4),
         ('hydralora', {'rank': 8, 'shared_rank': 8}, 1e-4),
         ('hydralora', {'rank': 11, 'shared_rank': 11, 'alpha': 3.0}, 1e-4),
+        ('hydralora_top2', {'rank': 8, 'shared_rank': 8}, 1e-4),
+        ('alora', {'rank': 9, 'shared_rank': 9}, 1e-4),
+        ('alora', {'rank': 8, 'shared_rank': 8, 'top_k': 2}, 0.01),
+        ('comol', {'rank': 9, 'shared_rank': 9}, 1e-4),
+        ('moslora', {'rank': 9, 'shared_rank': 9}, 1e-4),
     ],
 )
 def test_a_mixture_computes_what_its_lora_computes(base, tmp_path, method, changes, tolerance):

@@ -22,7 +22,7 @@ from tests.export.helpers import TOKENS, restored_model, tiny_base
 from tests.helpers.models import STRUCTURES, logits_of, random_variables, small_method
 from tests.helpers.runs import TASKS, toy_run_config
 
-ROUTED = [name for name in STRUCTURES if name not in ('lora', 'dora')]
+ROUTED = [name for name in STRUCTURES if small_method(name).has_router]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 

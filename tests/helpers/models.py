@@ -42,9 +42,9 @@ def _representatives(kind: Callable[[AdapterConfig], Hashable]) -> tuple[str, ..
 def _structure(adapter: AdapterConfig) -> Hashable:
     """Return what determines the computation: the method's own dispatch, or structure and router.
 
-    Sizes, initial values and the choice of frozen leaves are ignored.
+    Sizes, initial values, kinds of gates and the choice of frozen leaves are ignored.
     """
-    router = (adapter.router.input, adapter.router.gates) if adapter.has_router else None
+    router = adapter.router.input if adapter.has_router else None
     return adapter.dispatch or (type(adapter.structure), router)
 
 
@@ -74,6 +74,10 @@ _SIZES: dict[str, dict[str, int]] = {
     'malora_fixed_core': dict(num_experts=4, rank=4, shared_rank=9),
     'malora_shared_up': dict(num_experts=4, rank=4, shared_rank=9),
     'hydralora': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
+    'hydralora_top2': dict(num_experts=4, rank=5, shared_rank=5),
+    'alora': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
+    'moslora': dict(rank=8, shared_rank=8),
+    'comol': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
     'molora_dispatch': dict(num_experts=4, rank=3),
     'malora_dispatch': dict(num_experts=4, rank=4, shared_rank=9),
 }

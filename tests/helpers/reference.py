@@ -42,15 +42,24 @@ def expert_matrix(t, leaves, config: AdapterConfig):
             return leaves['shared_up'].T @ leaves['core'][t].T @ leaves['down'][t].T
         case 'heads':  # B_t A
             return leaves['up'][t].T @ leaves['shared_down'].T
+        case 'tails':  # B A_t
+            return leaves['shared_up'].T @ leaves['down'][t].T
+        case 'both':  # B C_t A
+            return leaves['shared_up'].T @ leaves['core'][t].T @ leaves['shared_down'].T
         case _:
             raise ValueError(settings.subspace)
 
 
-def token_gates(x, leaves, config: AdapterConfig):
-    """Return the gates G(x) of one token x (n,); a single expert always has gate 1."""
+def token_gates(x, dropped, leaves, config: AdapterConfig):
+    """Return the gates G(x) of one token x (n,); a single expert always has gate 1.
+
+    With `router_input` 'first', the router reads A x after dropout, A the shared down-projection.
+    """
     if config.num_experts == 1:
         return np.ones(1)
     W_g, settings = leaves['router'].T, settings_of(config)
+    if settings.router_input == 'first':
+        x = leaves['shared_down'].T @ dropped
     return gates(x, W_g, settings.top_k, settings.renormalize, settings.equal_gates)
 
 
@@ -72,7 +81,7 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
     experts = [expert_matrix(t, leaves, config) for t in range(config.num_experts)]
     rows = []
     for x, dropped in zip(x_ND, x_ND if dropped_ND is None else dropped_ND, strict=True):
-        G = token_gates(x, leaves, config)
+        G = token_gates(x, dropped, leaves, config)
         rows.append(
             scale(config) * sum(g * (D_t @ dropped) for g, D_t in zip(G, experts, strict=True))
         )

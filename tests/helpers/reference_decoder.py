@@ -21,8 +21,9 @@ class ReferenceOutputs:
     Attributes:
         hidden: (B, T, D), hidden states after the final norm.
         logits: (B, T, V), logits.
-        inputs: (N, D), inputs of each adapted linear, in the order of tokens.
-        routers: (D, E), router weights of each adapted linear that has a router.
+        inputs: (N, D), inputs of each adapted linear, in the order of tokens; or (N, R), their
+            products with the shared down-projection, if the router reads these.
+        routers: (D, E) or (R, E), router weights of each adapted linear that has a router.
         norms: (F,), column norms of each adapted weight, by which DoRA divides.
     """
 
@@ -134,6 +135,8 @@ class ReferenceDecoder:
         y = x @ W.T
         if adapter is not None and name in adapter.targets:
             self.inputs[path] = x
+            if adapter.router.input == 'first':
+                self.inputs[path] = x @ leaves['shared_down']
             if adapter.has_router:
                 self.routers[path] = leaves['router']
             if adapter.structure.kernel_dependent:

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malora_jax.models.attention import attend, attend_past, attention_mask
+from malora_jax.models.attention import (
+    attend,
+    attend_cache,
+    attend_past,
+    attention_mask,
+    update_cache,
+)
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
 
@@ -141,13 +147,45 @@ def test_new_tokens_see_their_row_s_past_and_those_before_them(dtype, atol):
     lengths, new = np.array([5, 11]), 4
     places = lengths[:, None] + np.arange(new)
     at = (np.arange(2)[:, None], places)
-    rest = jnp.full((2, k.shape[2], 16, WIDTH), 1e3)
-    past_k, past_v = (rest.at[:, :, :15].set(x.transpose(0, 2, 1, 3)).astype(dtype) for x in (k, v))
-    for row, length in enumerate(lengths):
-        past_k = past_k.at[row, :, length:].set(1e3)
-        past_v = past_v.at[row, :, length:].set(1e3)
-    new_k, new_v = (x[at].transpose(0, 2, 1, 3) for x in (k, v))
+    past_k, past_v = cached(k, v, lengths)
+    new_k, new_v = k[at].transpose(0, 2, 3, 1), v[at].transpose(0, 2, 1, 3)
     found = jax.jit(attend_past)(q[at], new_k, new_v, past_k, past_v, lengths)
     assert found.dtype == dtype
     whole = by_numpy(*(np.asarray(x, np.float32) for x in (q, k, v)), np.ones((2, 15), np.int32))
     np.testing.assert_allclose(np.asarray(found, np.float32), whole[at], atol=atol)
+
+
+@pytest.mark.parametrize('dtype, atol', [('float32', 2e-6), ('bfloat16', 2e-2)])
+@pytest.mark.parametrize('rows', [1, 2])
+def test_a_new_token_in_the_cache_sees_its_row_s_past(rows, dtype, atol):
+    """Write a token behind 14 and 11 cached ones, and attend to the cache."""
+    q, k, v, _ = (x[:rows].astype(dtype) for x in inputs(15))
+    lengths = np.array([14, 11])[:rows]
+    at = (np.arange(rows)[:, None], lengths[:, None])
+    new_k, new_v = k[at].transpose(0, 2, 3, 1), v[at].transpose(0, 2, 1, 3)
+    caches = jax.jit(update_cache)(*cached(k, v, lengths), new_k, new_v, lengths)
+    found = jax.jit(attend_cache)(q[at], *caches, lengths)
+    assert found.dtype == dtype
+    ones = np.ones((rows, 15), np.int32)
+    whole = by_numpy(*(np.asarray(x, np.float32) for x in (q, k, v)), ones)
+    np.testing.assert_allclose(np.asarray(found, np.float32), whole[at], atol=atol)
+
+
+def test_a_full_row_keeps_its_other_tokens():
+    _, k, v, _ = inputs(15)
+    past_k, past_v = cached(k, v, np.array([5, 16]))
+    new = jnp.ones((2, k.shape[2], WIDTH, 1)), jnp.ones((2, k.shape[2], 1, WIDTH))
+    found_k, found_v = update_cache(past_k, past_v, *new, np.array([5, 16]))
+    np.testing.assert_array_equal(found_k[1, :, :, :15], past_k[1, :, :, :15])
+    np.testing.assert_array_equal(found_v[1, :, 15], 1)
+
+
+def cached(k_BTKC, v_BTKC, lengths):
+    """Return caches of 16 positions with the first tokens of each row, and 1e3 behind them."""
+    rest = jnp.full((len(lengths), k_BTKC.shape[2], 16, WIDTH), 1e3)
+    caches = [
+        rest.at[:, :, :15].set(x.transpose(0, 2, 1, 3)).astype(x.dtype) for x in (k_BTKC, v_BTKC)
+    ]
+    for row, length in enumerate(lengths):
+        caches = [cache.at[row, :, length:].set(1e3) for cache in caches]
+    return caches[0].swapaxes(2, 3), caches[1]

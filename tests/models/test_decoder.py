@@ -12,7 +12,7 @@ from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models.context import Context
 from malora_jax.models.decoder import MLP, Attention, abstract_variables
-from malora_jax.models.linear import AdaptedLinear
+from malora_jax.models.linear import AdaptedLinear, Dropout
 from malora_jax.training.step import losses
 from tests.helpers.models import (
     STRUCTURES,
@@ -170,6 +170,26 @@ def test_dropout_is_on_in_training_only():
     np.testing.assert_array_equal(hidden_in_training(0.5, 1), first)
     assert np.abs(first - plain).max() > 0.05
     assert np.abs(first - second).max() > 0.05
+
+
+@pytest.mark.parametrize('rate', [0.05, 0.5])
+def test_dropout_masks_have_the_rate_and_independent_entries(rate):
+    """Each count of pairs of kept entries is within five standard deviations of its mean."""
+    ones_ND = jnp.ones((512, 768))
+    first, second = (
+        np.asarray(Dropout().apply({}, ones_ND, rate, rngs={'dropout': jax.random.key(seed)})) > 0
+        for seed in (0, 1)
+    )
+    pairs = [first & second]
+    for rows, columns in [(0, 1), (0, 2), (0, 64), (1, 0), (2, 0), (64, 0), (1, 1), (16, 16)]:
+        pairs.append(first & np.roll(first, (rows, columns), axis=(0, 1)))
+    keep = 1 - rate
+    for kept, probability, variance in [
+        (first, keep, keep * rate),
+        # Entries are shared by two pairs.
+        *((each, keep**2, keep**2 * (1 - keep**2) + 2 * keep**3 * rate) for each in pairs),
+    ]:
+        assert abs(kept.mean() - probability) < 5 * np.sqrt(variance / kept.size)
 
 
 def part_outputs(part: nn.Module, variables, x_ND, train: bool) -> dict[str, np.ndarray]:

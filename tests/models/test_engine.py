@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.models import decoding
+from malora_jax.models import decoding, prefill
 from malora_jax.models.engine import STEPS_PER_CALL, Engine, GenerationRequest, RequestError
+from malora_jax.models.next_token import NUM_TOP_LOGPROBS
 from tests.helpers.models import (
-    STRUCTURES,
     logits_of,
     prompts,
     random_variables,
@@ -53,9 +53,13 @@ def alone(prompt: list[int], limit: int, **how) -> list[int]:
     return ids(found)
 
 
-@pytest.mark.parametrize('name', STRUCTURES)
+@pytest.mark.parametrize('name', ['lora', 'dora', 'malora'])
 def test_stacked_layers_write_what_those_apart_do(name, monkeypatch):
-    """A scan over stacked layers (accelerators) gives the tokens of separate layers (CPUs)."""
+    """A scan over stacked layers (accelerators) gives the tokens of separate layers (CPUs).
+
+    The engine decodes all methods in one form, which tests/models/test_adapter_bank.py compares for
+    each method: without a router, with factors of the outputs, or with a router.
+    """
     found = []
     for backend in ('cpu', 'tpu'):
         monkeypatch.setattr(jax, 'default_backend', lambda backend=backend: backend)
@@ -77,7 +81,7 @@ def test_log_probabilities_are_those_of_the_whole_text():
     expected = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     for token, of_place in zip(tokens, expected, strict=True):
         np.testing.assert_allclose(token.log_probability, of_place[token.id], atol=2e-5)
-        best = np.argsort(-of_place)[: decoding.NUM_TOP_LOGPROBS]
+        best = np.argsort(-of_place)[:NUM_TOP_LOGPROBS]
         assert [other for other, _ in token.top_logprobs] == best.tolist()
         found = [log_probability for _, log_probability in token.top_logprobs]
         np.testing.assert_allclose(found, of_place[best], atol=2e-5)
@@ -117,26 +121,56 @@ def test_each_text_has_its_own_settings():
     assert [len(tokens) for tokens in expected] == list(limits)
 
 
-def test_rows_grow_under_what_is_being_written():
-    short, long = prompts(5, 200)
-    expected = alone(short, 40), alone(long, 5)
-    engine = engine_of(variables=VARIABLES)
-    first = engine.submit(GenerationRequest(short, 40))
-    begun = engine.step()[0].tokens
-    second = engine.submit(GenerationRequest(long, 5))
-    found = finish(engine)
-    assert (ids(begun + found[first][0]), ids(found[second][0])) == expected
+def test_slots_and_cache_grow_around_running_requests():
+    short, long, other = prompts(5, 200, 9)
+    engine = engine_of(rows=32, variables=VARIABLES)
+    outputs, sizes = [], []
+    for request, times in (
+        (GenerationRequest(short, 50), 1),
+        (GenerationRequest(long, 5), 1),
+        (GenerationRequest(other, 20), 9),
+    ):
+        for _ in range(times):
+            engine.submit(request)
+        outputs += engine.step()
+        sizes.append(engine._state.sizes)
+    assert sizes == [(1, 64), (8, 256), (32, 256)]
+    while not engine.is_idle:
+        outputs += engine.step()
+    found = {number: [] for number in range(1, 12)}
+    for output in outputs:
+        found[output.request_id] += ids(output.tokens)
+    others = [alone(other, 20)] * 9
+    assert list(found.values()) == [alone(short, 50), alone(long, 5), *others]
 
 
-def test_rows_shrink_when_nothing_else_is_written():
+def test_the_cache_grows_with_the_text_and_starts_again():
     short, long = prompts(5, 200)
     engine = engine_of(rows=1, variables=VARIABLES)
+    sizes = []
+    engine.submit(GenerationRequest(short, 150))
+    while not engine.is_idle:
+        engine.step()
+        sizes.append(engine._state.sizes[1])
+    assert sorted(set(sizes)) == [64, 256] and sizes == sorted(sizes)
     engine.submit(GenerationRequest(long, 5))
     finish(engine)
-    assert engine._state.cache_length == 256
     engine.submit(GenerationRequest(short, 40))
     ((found, _),) = finish(engine).values()
-    assert ids(found) == alone(short, 40) and engine._state.cache_length == 64
+    assert ids(found) == alone(short, 40) and engine._state.sizes == (1, 64)
+
+
+def test_prompts_are_prefilled_together():
+    questions = prompts(*(5, 16, 1, 11, 4, 100, 120, 90, 300, 7))
+    expected = [alone(question, 3) for question in questions]
+    engine = engine_of(rows=16, variables=VARIABLES)
+    numbers = [engine.submit(GenerationRequest(question, 3)) for question in questions]
+    groups = []
+    begin = engine._prefill
+    engine._prefill = lambda group: groups.append([len(r.prompt) for r in group]) or begin(group)
+    found = finish(engine)
+    assert groups == [[5, 16, 1, 11, 4, 100], [120, 90], [300], [7]]
+    assert [ids(found[number][0]) for number in numbers] == expected
 
 
 def test_a_vocabulary_smaller_than_the_alternatives():
@@ -222,10 +256,10 @@ def test_a_request_that_cannot_be_begun_is_the_only_one(monkeypatch):
     engine = engine_of(rows=3, variables=VARIABLES)
     begin = Engine._prefill
 
-    def failing(engine, row, request):
-        if len(request.prompt) == 6:
+    def failing(engine, requests):
+        if any(len(request.prompt) == 6 for request in requests):
             raise RuntimeError('no memory')
-        return begin(engine, row, request)
+        return begin(engine, requests)
 
     monkeypatch.setattr(Engine, '_prefill', failing)
     numbers = [engine.submit(GenerationRequest(question, 9)) for question in questions]
@@ -249,7 +283,7 @@ def test_an_engine_that_has_lost_its_state_is_reset(monkeypatch):
         raise RuntimeError('the device failed')
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, 'prefill', failing)
+        patch.setattr(prefill, 'prefill', failing)
         engine.submit(GenerationRequest(prompt, 9))
         with pytest.raises(RuntimeError, match='the device failed'):
             engine.step()

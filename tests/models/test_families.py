@@ -189,7 +189,8 @@ def test_logits_after_a_past(bases, family):
 
     arrays = (LOGITS['tokens'], positions, ones)
     first, (k, v) = run(None, *(array[:, :prompt] for array in arrays))
-    k, v = (np.pad(x, [(0, 0)] * 3 + [(0, 7), (0, 0)], constant_values=9.0) for x in (k, v))
+    k = np.pad(k, [(0, 0)] * 4 + [(0, 7)], constant_values=9.0)
+    v = np.pad(v, [(0, 0)] * 3 + [(0, 7), (0, 0)], constant_values=9.0)
     past = KVCache(k, v, np.full(B, prompt))
     hidden = [first, run(past, *(array[:, prompt:] for array in arrays))[0]]
     head = base.params['embedding' if base.config.tied else 'head']

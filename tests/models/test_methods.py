@@ -84,7 +84,7 @@ def adapters(draw) -> AdapterConfig:
     shared_rank = {
         None: 0,
         'own': num_experts * draw(st.integers(1, 2)),
-        'heads': rank,
+        **dict.fromkeys(('heads', 'tails', 'both'), rank),
     }.get(subspace, rank + draw(st.integers(0, 3)))
     gates = ['plain'] + ['equal_gates'] * (num_experts > 1) + ['renormalize'] * (top_k > 1)
     chosen = draw(st.sampled_from(gates))

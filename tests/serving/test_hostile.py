@@ -234,10 +234,10 @@ def begin_fails_for(token: int, monkeypatch) -> None:
     """Make prefill fail for every prompt that ends with the token."""
     begin = Engine._prefill
 
-    def failing(engine, row, request):
-        if request.prompt[-1] == token:
+    def failing(engine, requests):
+        if any(request.prompt[-1] == token for request in requests):
             raise RuntimeError('RESOURCE_EXHAUSTED')
-        return begin(engine, row, request)
+        return begin(engine, requests)
 
     monkeypatch.setattr(Engine, '_prefill', failing)
 
@@ -250,9 +250,10 @@ def steps_fail_with(token: int, monkeypatch) -> list[int]:
     """
     write, begin, failures, bad = decoding.decode, Engine._prefill, [], {}
 
-    def begin_and_mark(engine, row, request):
-        bad[row] = request.prompt[-1] == token
-        return begin(engine, row, request)
+    def begin_and_mark(engine, requests):
+        slots, first_tokens = begin(engine, requests)
+        bad.update((s, r.prompt[-1] == token) for s, r in zip(slots, requests, strict=True))
+        return slots, first_tokens
 
     def failing(model, count, variables, layers, rows, ends):
         found = write(model, count, variables, layers, rows, ends)

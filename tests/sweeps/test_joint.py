@@ -24,7 +24,7 @@ from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.setup import build_setup
 from tests.helpers.runs import STEPS, TASKS, toy_run_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly', 'smooth_adam')]
 TIMES = ('tokens_per_second', 'train_time_s')
 
 

@@ -19,7 +19,7 @@ from malora_jax.training.setup import build_setup
 from malora_jax.training.step import lower_train_step
 from tests.helpers.runs import toy_run_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly', 'smooth_adam')]
 STEPS = 3
 # Values of each of three runs.
 DIFFERENT = {

@@ -57,6 +57,10 @@ LEAVES = {
     'malora_fixed_core': ({'router', 'shared_down', 'up'}, {'core'}),
     'malora_shared_up': ({'router', 'down', 'core', 'shared_up'}, set()),
     'hydralora': ({'router', 'shared_down', 'up'}, set()),
+    'hydralora_top2': ({'router', 'shared_down', 'up'}, set()),
+    'alora': ({'router', 'down', 'shared_up'}, set()),
+    'moslora': ({'shared_down', 'core', 'shared_up'}, set()),
+    'comol': ({'router', 'shared_down', 'core', 'shared_up'}, set()),
     'molora_dispatch': ({'router', 'down', 'up'}, set()),
     'malora_dispatch': ({'router', 'shared_down', 'core', 'up'}, set()),
 }
@@ -88,7 +92,7 @@ class Trained(NamedTuple):
 
 def decided_variables(model: Decoder) -> dict[str, Any]:
     """Return random values for which rounding cannot change a routing decision."""
-    for seed in range(20):
+    for seed in range(200):
         variables = jax.tree.map(np.array, random_variables(model, seed))
         outputs = ReferenceDecoder(model.config, variables, model.adapter).loss(BATCH).outputs
         chances = router_probabilities(outputs, BATCH['segment_ids'])

@@ -11,8 +11,8 @@ from malora_jax.training.plan import count_model_parameters, flops_per_token, me
 from tests.helpers.models import small_method, tiny_model
 
 LLAMA2_7B = 6_738_415_616
-# Counts from the paper's equations (3), (7) and (8) and the shapes of its ablations: name, changed
-# settings, trainable, frozen in the adapter, % of base, % of all.
+# Counts from the papers' equations, (3), (7) and (8) for MALoRA, and the shapes of its ablations:
+# name, changed settings, trainable, frozen in the adapter, % of base, % of all.
 ROWS = [
     ('lora', {}, 143_130_624, 0, 2.124, 2.080),
     ('dora', {}, 144_359_424, 0, 2.142, 2.097),
@@ -32,6 +32,11 @@ ROWS = [
     ('malora_fixed_core', {}, 158_269_440, 589_824, 2.349, 2.295),
     ('molora_dispatch', {}, 151_191_552, 0, 2.244, 2.194),
     ('malora_dispatch', {}, 158_859_264, 0, 2.358, 2.303),
+    ('hydralora', {}, 138_117_120, 0, 2.050, 2.009),
+    ('hydralora_top2', {}, 138_117_120, 0, 2.050, 2.009),
+    ('alora', {}, 156_696_576, 0, 2.325, 2.273),
+    ('moslora', {}, 143_917_056, 0, 2.136, 2.091),
+    ('comol', {}, 149_520_384, 0, 2.219, 2.171),
     # r̄ = 13 gives the 2.2% that the paper prints without the ranks.
     ('malora_shared_up', {'rank': 13}, 152_813_568, 0, 2.268, 2.218),
 ]
@@ -60,12 +65,14 @@ def test_parameters_on_llama2_7b_to_the_last_digit(row):
     }
     assert sum(by_group.values()) == trainable + frozen
     # One router per linear: 32 layers of five linears with 4096 inputs and one with 11008.
-    routers = 0 if method in ('lora', 'dora', 'asylora') else 32 * 8 * (5 * 4096 + 11008)
-    assert by_group.get('router', 0) == routers
+    without = dict.fromkeys(('lora', 'dora', 'asylora', 'moslora'), 0)
+    # CoMoL's routers read 64 activations.
+    routers = without | {'comol': 32 * 6 * 8 * 64}
+    assert by_group.get('router', 0) == routers.get(method, 32 * 8 * (5 * 4096 + 11008))
 
 
-def test_every_method_of_the_paper_has_a_row():
-    assert {row[0] for row in ROWS} == {*METHODS} - {'hydralora'}
+def test_every_method_has_a_row():
+    assert {row[0] for row in ROWS} == {*METHODS}
 
 
 def test_a_plan_is_quick():
@@ -115,6 +122,10 @@ PRODUCTS = {
     'malora_unshared': (4 * 416 + 4 * 2 * 416 + 6 * 4 * 2 * 4 + 16 * 384, 0),
     'malora_shared_up': (4 * 416 + 16 * 416 + 6 * 4 * 4 * 9 + 9 * 384, 0),
     'hydralora': (4 * 416 + 5 * 416 + 20 * 384, 0),
+    'alora': (4 * 416 + 20 * 416 + 5 * 384, 0),
+    'moslora': (8 * 416 + 6 * 8 * 8 + 8 * 384, 0),
+    # The routers read 5 activations.
+    'comol': (6 * 5 * 4 + 5 * 416 + 6 * 4 * 5 * 5 + 5 * 384, 0),
     # Two of four experts.
     'molora_dispatch': (4 * 416 + 2 * 3 * (416 + 384), 0),
     'malora_dispatch': (4 * 416 + 9 * 416 + 6 * 2 * 9 * 4 + 8 * 384, 0),

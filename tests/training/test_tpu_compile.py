@@ -4,9 +4,13 @@ import functools
 
 import pytest
 
+from configs import intra_domain
+from malora_jax.adapters import method
+from malora_jax.benchmark.compiler_estimates import estimate_layer
 from malora_jax.distributed import hlo
 from malora_jax.distributed.topology import disable_device_detection
 from malora_jax.models import preset
+from malora_jax.training import run_config
 from malora_jax.training.step import compiled_memory_bytes
 from tests.helpers.compiled_steps import EXPERTS, compile_step, kernels_in_sums, too_large
 
@@ -47,13 +51,23 @@ def test_what_is_too_large():
 
 def test_it_fits_with_room():
     """A chip of 16 GB holds 1/16 of the base model, saved activations, and two whole layers."""
-    assert bytes_per_chip('malora') < 6.6e9
+    assert bytes_per_chip('malora') < 6.1e9
 
 
 def test_what_it_costs_beside_lora():
     """With dropout and one row per chip, factors and their update have a large share."""
     assert bytes_per_chip('malora') < 1.2 * bytes_per_chip('lora')
-    assert program('malora').cycles() < 1.15 * program('lora').cycles()
+    assert program('malora').cycles() < 1.14 * program('lora').cycles()
+
+
+def test_a_layer_of_malora_costs_little_more_than_one_of_lora():
+    """Without dropout, down-projections and routers read the input once, and write it once."""
+    config = intra_domain.get_config('malora')
+    config.model.update(name=MODEL.name, dtype='bfloat16', attention='xla')
+    config.data.update(batch_size=4, sequence_length=1024)
+    adapters = {name: method(name, dropout=0.0) for name in ('lora', 'malora')}
+    found = estimate_layer(run_config(config.to_dict()), adapters, 'v5e:2x2')
+    assert found['malora']['cycles'] < 1.03 * found['lora']['cycles']
 
 
 def test_no_buffer_has_tokens_by_experts_by_features():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from malora_jax.adapters.structures import PARAMETER_KINDS
+from malora_jax.adapters.base_structure import PARAMETER_KINDS
 from malora_jax.analysis.page import ReportBlock, Section, Table, Text
 from malora_jax.runs import LoadedRun
 

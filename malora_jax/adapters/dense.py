@@ -1,0 +1,58 @@
+"""Dense experts: the factors of each expert, multiplied out to two projections.
+
+A mixture adapts a linear layer W to W x + s · Σ_t G_t(x) B_t A_t x, with the scale s and the gate
+G_t of expert t. The structures compute B_t A_t from several factors, some of which the experts
+share. Text generation and other programs need only A_t, B_t and the router's weight.
+
+Dimension letters: L layers, E experts, D inputs and F outputs of a linear layer, R rank of one
+expert.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from malora_jax.adapters.config import AdapterConfig
+
+
+class DenseExperts(NamedTuple):
+    """Experts of one linear layer, in all transformer layers: NumPy or JAX arrays.
+
+    Attributes:
+        down: (L, E, D, R), down-projection A_t of each expert, transposed.
+        up: (L, E, R, F), up-projection B_t of each expert, transposed.
+        router: (L, D, E), weight of the router, transposed; zeros for a single expert.
+    """
+
+    down: Any
+    up: Any
+    router: Any
+
+    def stacked_down(self) -> Any:
+        """Return the experts' A_t below each other, (L, E · R, D)."""
+        L, E, D, R = self.down.shape
+        return self.down.swapaxes(2, 3).reshape(L, E * R, D)
+
+    def stacked_up(self) -> Any:
+        """Return the experts' B_t next to each other, (L, F, E · R)."""
+        L, E, R, F = self.up.shape
+        return self.up.reshape(L, E * R, F).swapaxes(1, 2)
+
+
+def fold(adapter: AdapterConfig, leaves: Mapping[str, Any]) -> DenseExperts:
+    """Multiply the factors of each expert out to one down-projection and one up-projection.
+
+    Args:
+        adapter: Settings of the adapter.
+        leaves: Parameters of one linear layer in all transformer layers, (L, ...), by name: NumPy
+            or JAX arrays, whose type and dtype the result has.
+
+    Raises:
+        UserError: An expert of the adapter's structure is not a product of two matrices.
+    """
+    down, up = adapter.structure.projections(leaves)
+    router = leaves['router'] if adapter.has_router else 0 * down[:, 0, :, :1]
+    if adapter.has_router and adapter.router.input != 'x':
+        # The router reads the product of the input with the shared first factor.
+        router = leaves[adapter.structure.factors[0]] @ router
+    # Experts may share one down-projection.
+    return DenseExperts(down.repeat(up.shape[1] // down.shape[1], axis=1), up, router)

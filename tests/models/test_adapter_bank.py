@@ -1,0 +1,113 @@
+"""A bank of adapters: each row of a batch gets the update of its own adapter."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from malora_jax.models import Decoder
+from malora_jax.models.adapter_bank import bank_adapters
+from malora_jax.models.decoder import output_head
+from malora_jax.models.engine import Engine, GenerationRequest
+from tests.helpers.models import (
+    METHOD_NAMES,
+    logits_of,
+    prompts,
+    random_variables,
+    small_method,
+    tiny_model,
+)
+
+# Largest difference of float32 logits, relative to the largest logit.
+TOLERANCE = 1e-5
+TOKENS = jnp.asarray(prompts(9, 9, 9, 9, 9))
+VARIANTS = {
+    **{name: (name, {}) for name in METHOD_NAMES},
+    'renormalized': ('malora', {'renormalize': True}),
+    'equal': ('malora', {'equal_gates': True}),
+    'router on the subspace': ('malora', {'router_input': 'first'}),
+    'rank-stabilized': ('lora', {'rank_stabilized': True}),
+}
+# Adapters of different ranks, numbers of experts and targets.
+MIXED = {
+    'malora': ('malora', {}),
+    'molora': ('molora', {'num_experts': 3, 'targets': ('q', 'o', 'down')}),
+    'lora': ('lora', {'targets': ('k', 'v', 'up')}),
+    'dora': ('dora', {'targets': ('q', 'down')}),
+}
+
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
+
+def adapted(variant: tuple[str, dict], seed: int, **base) -> tuple[Decoder, dict]:
+    name, changes = variant
+    model = tiny_model(small_method(name, **changes), **base)
+    return model, random_variables(model, seed=seed) | {'params': base_params(**base)}
+
+
+def base_params(**base):
+    return random_variables(tiny_model(**base))['params']
+
+
+def banked_logits(models, adapters) -> np.ndarray:
+    model, variables = bank_adapters(models)
+    inputs = TOKENS, jnp.broadcast_to(jnp.arange(9)[None], TOKENS.shape), jnp.ones_like(TOKENS)
+    hidden, _ = model.apply(
+        variables, *inputs, adapter_BT=jnp.repeat(jnp.asarray(adapters)[:, None], 9, axis=1)
+    )
+    return np.asarray(hidden @ output_head(model.config, variables['params']).T)
+
+
+def assert_close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_one_adapter(name):
+    model, variables = adapted(VARIANTS[name], seed=3)
+    expected = logits_of(model, variables, TOKENS)
+    base = logits_of(tiny_model(), {'params': variables['params']}, TOKENS)
+    assert np.abs(expected - base).max() > 0.1
+    found = banked_logits([(model, variables)], [0, 0, 1, 0, 0])
+    assert_close(found[[0, 1, 3, 4]], expected[[0, 1, 3, 4]])
+    assert_close(found[2], base[2])
+
+
+@pytest.mark.parametrize('base', [{}, {'quantize': 'int8'}, {'qkv_bias': True}])
+def test_each_row_has_its_adapter(base):
+    models = [adapted(each, seed, **base) for seed, each in enumerate(MIXED.values())]
+    adapters = [2, 0, 4, 3, 1]
+    found = banked_logits(models, adapters)
+    everyone = [*models, (tiny_model(**base), {'params': models[0][1]['params']})]
+    for row, index in enumerate(adapters):
+        model, variables = everyone[index]
+        assert_close(found[row], logits_of(model, variables, TOKENS[row : row + 1])[0])
+
+
+def test_requests_for_different_adapters_are_answered_as_alone():
+    models = [adapted(each, seed) for seed, each in enumerate(MIXED.values())]
+    questions = prompts(5, 16, 3, 11, 4, 7)
+    adapters = [0, 4, 3, 1, 2, 0]
+
+    def answers(engine, requests) -> list[list[int]]:
+        numbers = [engine.submit(request) for request in requests]
+        found = {number: [] for number in numbers}
+        while not engine.is_idle:
+            for output in engine.step():
+                found[output.request_id] += [token.id for token in output.tokens]
+        return list(found.values())
+
+    model, variables = bank_adapters(models)
+    together = answers(
+        Engine(model, variables, [999], 4),
+        [
+            GenerationRequest(prompt, 12, adapter=adapter)
+            for prompt, adapter in zip(questions, adapters, strict=True)
+        ],
+    )
+    everyone = [*models, (tiny_model(), {'params': base_params()})]
+    alone = [
+        answers(Engine(*everyone[adapter], [999], 1), [GenerationRequest(prompt, 12)])[0]
+        for prompt, adapter in zip(questions, adapters, strict=True)
+    ]
+    assert together == alone
+    assert len({tuple(answer) for answer in alone}) > 3
