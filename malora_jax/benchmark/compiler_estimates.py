@@ -1,7 +1,8 @@
 """Compiler estimates for one layer, without a TPU or GPU: cycles, memory and operations.
 
 This needs the package `libtpu`, or JAX's plugin for CUDA. Use the estimates for ratios between
-methods; they do not predict times in seconds. For GPUs, the compiler estimates only the memory.
+methods; they do not predict times in seconds. The GPU compiler estimates only the memory; instead
+of cycles, the kernels of the program are counted.
 
 Dimension letters: B rows, T positions, N = B · T tokens, D model width, G tasks.
 """
@@ -42,7 +43,7 @@ def estimate_layer(
         For each name: `cycles`, the estimated cycles, 0 without an estimate; `temporary_bytes`, the
         memory for intermediate results; `accessed_bytes`, the memory traffic; and `flops`, the
         number of floating-point operations. Cycles and FLOPs do not include an attention kernel.
-        For GPUs only `temporary_bytes`.
+        For GPUs only `temporary_bytes`, and `kernels`, the number of kernels.
 
     Raises:
         UserError: The topology is unknown, its compiler is not installed, or it rejects a layer,
@@ -68,14 +69,15 @@ def _estimate(
         raise errors.UserError(f'The compiler rejects the layer: {reason}') from error
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis()
+    program = hlo.Program(compiled.as_text() or '')
     estimates = {'temporary_bytes': memory.temp_size_in_bytes}
-    if costs:  # Empty for a GPU that is not attached.
-        estimates |= {
-            'cycles': hlo.Program(compiled.as_text() or '').cycles(),
-            'accessed_bytes': costs['bytes accessed'],
-            'flops': costs['flops'],
-        }
-    return estimates
+    if not costs:  # A GPU that is not attached.
+        return estimates | {'kernels': program.kernels()}
+    return estimates | {
+        'cycles': program.cycles(),
+        'accessed_bytes': costs['bytes accessed'],
+        'flops': costs['flops'],
+    }
 
 
 def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
@@ -137,10 +139,11 @@ def format_table(layer_estimates: Mapping[str, Mapping[str, float]]) -> str:
         layer_estimates: Result of `estimate_layer`.
     """
     if not all('cycles' in figures for figures in layer_estimates.values()):
-        sizes = {name: each['temporary_bytes'] / 1e6 for name, each in layer_estimates.items()}
-        return markdown.table(
-            [['', 'temporary, MB'], *([name, f'{size:,.0f}'] for name, size in sizes.items())]
-        )
+        rows = [
+            [name, f'{each["kernels"]:,}', f'{each["temporary_bytes"] / 1e6:,.0f}']
+            for name, each in layer_estimates.items()
+        ]
+        return markdown.table([['', 'kernels', 'temporary, MB'], *rows])
     baselines = [name for name in ('base', 'lora') if name in layer_estimates]
     head = ['', 'cycles', *(f'× {name}' for name in baselines), 'temporary, MB', 'GFLOP']
     rows = [head]

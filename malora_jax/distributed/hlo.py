@@ -1,4 +1,4 @@
-"""Cost of a compiled program from its HLO text: estimated cycles, arrays and collectives.
+"""Cost of a compiled program from its HLO text: cycles, kernels, arrays and collectives.
 
 The body of a loop counts once per iteration if the text states the trip count, and otherwise once.
 Every branch of a conditional counts.
@@ -31,6 +31,9 @@ _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LOOP_BOUND = re.compile(r' s32\[\]\S* constant\((\d+)\)')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_CONTROL_FLOW = ('while', 'call', 'conditional')
+# Other instructions for which a GPU starts no kernel.
+_WITHOUT_KERNEL = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast')
 # What the TPU compiler writes for an instruction without an estimate.
 _NO_ESTIMATE = 2**63 - 1
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\]')
@@ -123,6 +126,13 @@ class Program:
             return 0
         return sum(times * cycles for times, cycles in estimates)
 
+    def kernels(self) -> int:
+        """Return the number of kernels that a GPU starts: fusions, library calls and copies.
+
+        A library call counts as one kernel, even if the library starts several.
+        """
+        return self._kernels(self._entry)
+
     def arrays(self) -> set[HLOArray]:
         """Return the distinct arrays that instructions produce, including those inside fusions."""
         instructions = itertools.chain.from_iterable(self._computations.values())
@@ -160,6 +170,16 @@ class Program:
         for each in self.collectives():
             total[each.kind] += each.bytes
         return dict(total)
+
+    def _kernels(self, name: str) -> int:
+        total = 0
+        for each in self._computations.get(name, ()):
+            if each.operation in _CONTROL_FLOW:
+                total += self._trip_count(each) * sum(map(self._kernels, _called(each)))
+            else:
+                is_started = not each.operation.endswith('-done')
+                total += is_started and each.operation not in _WITHOUT_KERNEL
+        return total
 
     def _walk(self, name: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
         """Yield the instructions of a computation and of the computations that it calls.

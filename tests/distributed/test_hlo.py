@@ -60,6 +60,8 @@ def test_loops_count_as_often_as_they_run():
     """
     program = Program(TEXT)
     assert program.cycles() == 100 + (30 + 2) * (7 + 5)
+    # Two fusions and an all-reduce per iteration; the comparison, except for the loop without it.
+    assert program.kernels() == 30 * (3 + 1) + 2 * 3 + 1
     gathered = Collective('all-gather', [HLOArray('bf16', (8, 8))], 30)
     summed = Collective('all-reduce', [HLOArray('f32', (4, 8)), HLOArray('f32', ())], 30)
     again = [each._replace(executions=2) for each in (gathered, summed)]
