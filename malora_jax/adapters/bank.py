@@ -41,6 +41,11 @@ class AdapterBank:
     adapters: tuple[AdapterConfig, ...]
 
     @property
+    def has_experts_per_layer(self) -> bool:
+        """Whether layers have different numbers of experts with any of the adapters."""
+        return any(adapter.experts_per_layer for adapter in self.adapters)
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """Names of the linear layers that any of the adapters adapts."""
         return tuple(name for name in LINEARS if self.indices(name))
@@ -85,7 +90,8 @@ class BankedExperts(nn.Module):
 
     The parameters are in collection `bank`, and `models.adapter_bank` computes them: `down`, (D,
     Q), for each adapter, linear layer and expert; `router`, (D, M) float32; `up_NAME`, (P, F), with
-    the scale of the adapter; and `factor_NAME`, (A + 1, F) float32, if an adapter is a DoRA.
+    the scale of the adapter; `factor_NAME`, (A + 1, F) float32, if an adapter is a DoRA; and
+    `experts`, (A,) int32, the number of experts of each adapter in this layer, if layers differ.
 
     Attributes:
         bank: Settings of the adapters.
@@ -111,10 +117,12 @@ class BankedExperts(nn.Module):
         num_ranks, num_logits = zip(*((each.ranks, each.logits) for each in shares), strict=True)
         hidden = jnp.split(self._project_down(x_ND, sum(num_ranks)), _ends(num_ranks), axis=1)
         logits = jnp.split(self._route(x_ND, sum(num_logits)), _ends(num_logits), axis=1)
+        experts_A = self._num_experts()
         gated: dict[str, list[jax.Array]] = {output.name: [] for output in self.outputs}
         for index, share in enumerate(shares):
             if share.linears:
-                each = self._gate(index, hidden[index], logits[index], adapter_N)
+                num_experts = None if experts_A is None else experts_A[index]
+                each = self._gate(index, hidden[index], logits[index], num_experts, adapter_N)
                 parts = jnp.split(each, len(share.linears), axis=1)
                 for name, part in zip(share.linears, parts, strict=True):
                     gated[name].append(part)
@@ -148,15 +156,25 @@ class BankedExperts(nn.Module):
             jnp.matmul(x32_ND, router_DM, precision=highest), 'rank', 'router'
         )
 
+    def _num_experts(self) -> jax.Array | None:
+        if not self.bank.has_experts_per_layer:
+            return None
+        return self._parameter('experts', (len(self.bank.adapters),), ('rank',), 'int32')
+
     def _gate(
-        self, index: int, hidden_NQ: jax.Array, logits_NM: jax.Array, adapter_N: jax.Array
+        self,
+        index: int,
+        hidden_NQ: jax.Array,
+        logits_NM: jax.Array,
+        num_experts: jax.Array | None,
+        adapter_N: jax.Array,
     ) -> jax.Array:
         """Multiply the activations of one adapter by its gates, which are 0 for other tokens."""
         adapter, is_own_N1 = self.bank.adapters[index], (adapter_N == index)[:, None]
         if not adapter.has_router:
             return jnp.where(is_own_N1, hidden_NQ, 0)
         # All linear layers at once.
-        routing = adapter.router.route(logits_NM.reshape(-1, adapter.num_experts))
+        routing = adapter.router.route(logits_NM.reshape(-1, adapter.num_experts), num_experts)
         gates_NM = routing.gates.reshape(logits_NM.shape)
         return products.gate(hidden_NQ, jnp.where(is_own_N1, gates_NM, 0))
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from malora_jax import errors
 from malora_jax.adapters import initializers
@@ -58,6 +59,11 @@ class AdapterConfig:
         dispatch: Whether tokens are sorted by expert and sent only to their top-k experts, as in
             the paper. Otherwise every token is multiplied with all experts, and the gates outside
             the top k are zero. Both give the same result.
+        experts_per_layer: Number of experts in each of several equal groups of consecutive layers,
+            from the first to the last layer; () for `num_experts` in all layers. The parameters
+            have room for `num_experts` in every layer, but the router does not choose the others.
+        alignment_weight: Coefficient of the alignment loss between tasks (Align-LoRA, see
+            `alignment`); 0 for none.
 
     Raises:
         UserError: A setting is out of range, unknown, or contradicts another setting.
@@ -72,6 +78,8 @@ class AdapterConfig:
     frozen: tuple[str, ...] = ()
     targets: tuple[str, ...] = DEFAULT_TARGETS
     dispatch: bool = False
+    experts_per_layer: tuple[int, ...] = ()
+    alignment_weight: float = 0.0
 
     def __post_init__(self):
         router = self.router
@@ -90,6 +98,7 @@ class AdapterConfig:
         )
         require(self.alpha > 0, 'alpha', self.alpha, 'positive')
         require(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
+        require(self.alignment_weight >= 0, 'alignment_weight', self.alignment_weight, 'at least 0')
         self._check_frozen()
         require(
             router.gates != 'equal' or (self.has_router and self._router_learns_from_balance),
@@ -111,10 +120,25 @@ class AdapterConfig:
             "'x' unless the experts share a down-projection (shared_rank > 0 and subspace 'down' "
             "or 'heads')",
         )
+        if self.experts_per_layer:
+            self._check_experts_per_layer()
         require(len(self.targets) > 0, 'targets', self.targets, 'at least one linear layer')
         for name in self.targets:
             if name not in LINEARS:
                 raise errors.unknown_name('linear layer in adapter.targets', name, LINEARS)
+
+    def _check_experts_per_layer(self) -> None:
+        counts, router = self.experts_per_layer, self.router
+        # If every token uses all experts, a layer may have any number of them.
+        is_dense = router.top_k == self.num_experts and router.gates != 'equal'
+        fewest = 1 if is_dense else router.top_k
+        require(
+            self.has_router and min(counts) >= fewest and max(counts) == self.num_experts,
+            'experts_per_layer',
+            counts,
+            f'() for a single expert, or numbers of at least {fewest}, the largest of them '
+            f'num_experts = {self.num_experts}',
+        )
 
     def _check_frozen(self) -> None:
         for name in self.frozen:
@@ -144,6 +168,24 @@ class AdapterConfig:
     def has_router(self) -> bool:
         """True if there are several experts, among which a router chooses."""
         return self.num_experts > 1
+
+    def layer_experts(self, num_layers: int) -> np.ndarray:
+        """Return the number of experts of each layer, (L,) int32.
+
+        Args:
+            num_layers: Number of layers of the model, L.
+
+        Raises:
+            UserError: The layers cannot be divided into as many equal groups as there are numbers.
+        """
+        counts = self.experts_per_layer or (self.num_experts,)
+        require(
+            num_layers % len(counts) == 0,
+            'experts_per_layer',
+            counts,
+            f'as many numbers as divide the {num_layers} layers into equal groups',
+        )
+        return np.repeat(np.array(counts, np.int32), num_layers // len(counts))
 
     @property
     def scale(self) -> float:

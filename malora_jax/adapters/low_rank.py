@@ -9,18 +9,21 @@ of the first factor.
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from malora_jax import errors
-from malora_jax.adapters import dispatch, products, routers
+from malora_jax.adapters import alignment, dispatch, products, routers
 from malora_jax.adapters.base_structure import Axis, Leaves
 from malora_jax.adapters.config import AdapterConfig
 from malora_jax.adapters.input_products import multiply_input
 from malora_jax.distributed import sharding
+
+# Flax collections of statistics that `LowRankExperts` records.
+RECORDED_COLLECTIONS = ('routing', 'alignment')
 
 
 class ProjectedInput(NamedTuple):
@@ -141,6 +144,7 @@ class LowRankExperts(nn.Module):
         leaves: Leaves,
         groups_NG: jax.Array | None,
         scale: jax.Array | None = None,
+        num_experts: jax.Array | None = None,
     ) -> jax.Array:
         """Route the tokens, and return scale · Δ(x).
 
@@ -149,8 +153,10 @@ class LowRankExperts(nn.Module):
             leaves: Parameters by name, as the method `leaves` returns them.
             groups_NG: (N, G) float32, a one-hot row for each token: 1 in the column of the token's
                 group (task), else 0; all zeros for padding. If given, `RoutingSums` are sown in
-                collection `routing` under the name `sums`.
+                collection `routing` under the name `sums`; and with an alignment loss,
+                `TaskMoments` in collection `alignment` under the name `moments`.
             scale: () float32, scale of the update; `config.scale` by default.
+            num_experts: () int32, number of experts of this layer; all by default.
 
         Returns:
             (N, F) in the dtype of the input.
@@ -158,9 +164,12 @@ class LowRankExperts(nn.Module):
         scale = jnp.asarray(
             self.config.scale if scale is None else scale, projected.down_projected.dtype
         )
+        if groups_NG is not None and self.config.alignment_weight > 0:
+            moments = alignment.task_moments(projected.down_projected, groups_NG)
+            self._record('alignment', 'moments', moments)
         structure, gates_NE = self.config.structure, None
         if projected.logits is not None:
-            routing = self._route(projected.logits, groups_NG)
+            routing = self._route(projected.logits, groups_NG, num_experts)
             if self.config.dispatch:
                 return scale * self._dispatch_update(projected, leaves, routing)
             gates_NE = routing.gates
@@ -213,9 +222,14 @@ class LowRankExperts(nn.Module):
             leaves[name] = sharding.gather(value, names)
         return leaves
 
-    def _route(self, logits_NE: jax.Array, groups_NG: jax.Array | None) -> routers.Routing:
-        routing = self.config.router.route(logits_NE)
+    def _route(
+        self, logits_NE: jax.Array, groups_NG: jax.Array | None, num_experts: jax.Array | None
+    ) -> routers.Routing:
+        routing = self.config.router.route(logits_NE, num_experts)
         if groups_NG is not None:
             sums = routers.sum_by_group(routing, groups_NG)
-            self.sow('routing', 'sums', sums, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+            self._record('routing', 'sums', sums)
         return routing
+
+    def _record(self, collection: str, name: str, value: Any) -> None:
+        self.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)

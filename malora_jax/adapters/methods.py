@@ -65,6 +65,12 @@ class AdapterSettings:
             the top k are zero.
         router_input: Input of the router: 'x', the input of the linear layer; or 'first', the
             down-projected input, for experts that share their down-projection.
+        experts_per_layer: Number of experts in each of several equal groups of layers, from the
+            first to the last: (2, 4, 6, 8) for two in the first quarter of the layers, up to eight
+            in the last (MoLA, arXiv 2402.08562). The largest must be `num_experts`. () for
+            `num_experts` in all layers.
+        alignment_weight: Coefficient of the alignment loss, which brings the down-projected inputs
+            of different tasks closer to each other (Align-LoRA, arXiv 2508.05078); 0 for none.
 
     Raises:
         UserError: A value has the wrong type.
@@ -88,6 +94,8 @@ class AdapterSettings:
     targets: tuple[str, ...] = DEFAULT_TARGETS
     dispatch: bool = False
     router_input: str = 'x'
+    experts_per_layer: tuple[int, ...] = ()
+    alignment_weight: float = 0.0
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -115,6 +123,8 @@ class AdapterSettings:
             frozen=self.frozen,
             targets=self.targets,
             dispatch=self.dispatch,
+            experts_per_layer=self.experts_per_layer,
+            alignment_weight=self.alignment_weight,
         )
 
     def _structure(self) -> Structure:
@@ -168,6 +178,8 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         targets=adapter.targets,
         dispatch=adapter.dispatch,
         router_input=router.input,
+        experts_per_layer=adapter.experts_per_layer,
+        alignment_weight=adapter.alignment_weight,
     )
 
 
@@ -224,6 +236,8 @@ METHODS: dict[str, dict[str, Any]] = {
     'hydralora': dict(_DENSE, rank=12, shared_rank=12, subspace='heads'),
     'hydralora_top2': dict(_TOP2_OF_8, rank=12, shared_rank=12, subspace='heads', renormalize=True),
     'alora': dict(_DENSE, rank=16, shared_rank=16, subspace='tails'),
+    # λ is that of the authors' script.
+    'align_lora': dict(num_experts=1, top_k=1, rank=64, alignment_weight=0.2),
     'moslora': dict(num_experts=1, top_k=1, rank=64, shared_rank=64, subspace='both'),
     'comol': dict(_DENSE, rank=64, shared_rank=64, subspace='both', router_input='first'),
     # The methods molora and malora with token dispatch, as in the paper.

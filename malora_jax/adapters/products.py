@@ -12,8 +12,12 @@ expert's own factor, P = E · R stacked ranks, Q columns of the first factor.
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from malora_jax.distributed import sharding
+
+# TPUs pad the second to last axis of float32 arrays to a multiple of this number.
+_TPU_SUBLANES = 8
 
 
 def save_for_backward(hidden: jax.Array, axis: str = 'expert', name: str = 'rank') -> jax.Array:
@@ -67,7 +71,38 @@ def sum_of_experts(hidden_NP: jax.Array, weights_ERF: jax.Array) -> jax.Array:
     Returns:
         (N, F) in the dtype of the activations.
     """
-    return hidden_NP @ weights_ERF.reshape(-1, weights_ERF.shape[-1]).astype(hidden_NP.dtype)
+    E, R, F = weights_ERF.shape
+    if _pad(E) * R < E * _pad(R):
+        weights_ERF = _with_experts_last_in_gradient(weights_ERF)
+    return hidden_NP @ weights_ERF.reshape(-1, F).astype(hidden_NP.dtype)
+
+
+def _pad(size: int) -> int:
+    """Return the size in memory of the second to last axis of a float32 array on a TPU."""
+    return -(-size // _TPU_SUBLANES) * _TPU_SUBLANES
+
+
+@jax.custom_vjp
+def _with_experts_last_in_gradient(weights_ERF: jax.Array) -> jax.Array:
+    """Return the matrices unchanged; on TPUs, their gradient is stored in the order (R, E, F).
+
+    The gradients of all layers are in memory at once, and would be padded from a rank of 12 to 16.
+    """
+    return weights_ERF
+
+
+def _store_experts_last(gradient_ERF: jax.Array) -> jax.Array:
+    return with_layout_constraint(gradient_ERF, Layout((1, 0, 2)))
+
+
+_with_experts_last_in_gradient.defvjp(
+    lambda weights_ERF: (weights_ERF, None),
+    lambda _, gradient_ERF: (
+        jax.lax.platform_dependent(
+            gradient_ERF, tpu=_store_experts_last, default=lambda gradient_ERF: gradient_ERF
+        ),
+    ),
+)
 
 
 def column_norms(

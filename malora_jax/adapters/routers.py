@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from malora_jax import errors
 
@@ -70,15 +71,20 @@ class RouterConfig:
         """
         return self.gates != 'softmax' or self.top_k == num_experts
 
-    def route(self, logits_NE: jax.Array) -> 'Routing':
+    def route(self, logits_NE: jax.Array, num_experts: jax.Array | None = None) -> 'Routing':
         """Choose the top-k experts of each token: G(x) = TopK(Softmax(W_g x)), eq. (4).
 
         Args:
             logits_NE: (N, E) float32, logits W_g x.
+            num_experts: () int32 number of experts of this layer, if layers have different
+                numbers; the others get the probability 0.
 
         Returns:
             Gates, probabilities and selected experts of each token.
         """
+        if num_experts is not None:
+            is_available = jnp.arange(logits_NE.shape[-1])[None] < num_experts
+            logits_NE = jnp.where(is_available, logits_NE, -jnp.inf)
         probabilities_NE = jax.nn.softmax(logits_NE, axis=-1)
         selected_NE = top_k_mask(jax.lax.stop_gradient(probabilities_NE), self.top_k)
         gates_NE = probabilities_NE * selected_NE
@@ -154,7 +160,7 @@ def sum_by_group(routing: Routing, groups_NG: jax.Array) -> RoutingSums:
     return RoutingSums(*map(sums, (routing.selected, routing.probabilities, routing.gates)))
 
 
-def balance_loss(sums: RoutingSums) -> jax.Array:
+def balance_loss(sums: RoutingSums, num_experts: np.ndarray | None = None) -> jax.Array:
     """Return the load-balancing loss of each router, E · Σ_t f_t p_t; 1 if balanced.
 
     This is the auxiliary loss of GShard and Switch Transformer. f_t is the share of the N · K
@@ -163,13 +169,16 @@ def balance_loss(sums: RoutingSums) -> jax.Array:
 
     Args:
         sums: Sums of shape (L..., G, E).
+        num_experts: (L,) int32 number of experts of each layer, as `AdapterConfig.layer_experts`
+            returns them; E in all layers by default.
 
     Returns:
         (L...,) float32.
     """
     load_LE = expert_load(sums)
     probability_LE = _shares(sums.probability.sum(axis=-2))
-    return load_LE.shape[-1] * (load_LE * probability_LE).sum(axis=-1)
+    experts = load_LE.shape[-1] if num_experts is None else jnp.asarray(num_experts)
+    return experts * (load_LE * probability_LE).sum(axis=-1)
 
 
 def expert_load(sums: RoutingSums) -> jax.Array:

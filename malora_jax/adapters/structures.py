@@ -30,7 +30,6 @@ import jax.numpy as jnp
 
 from malora_jax.adapters import initializers, products
 from malora_jax.adapters.base_structure import Axis, Leaves, Structure, SubspaceStructure, require
-from malora_jax.distributed import sharding
 
 
 def _copy_lora(fresh: Leaves, name: str, down_DR: jax.Array) -> dict[str, jax.Array]:
@@ -153,7 +152,7 @@ class SharedDown(SubspaceStructure):
     def hidden(self, projected_NQ: jax.Array, leaves: Leaves) -> jax.Array:
         """Return the activations P_t S_A x of all experts t before gating, (N, P)."""
         core_SP = products.stack_ranks(leaves['core']).astype(projected_NQ.dtype)
-        return sharding.constrain(projected_NQ @ core_SP, 'rows', 'expert')
+        return products.save_for_backward(projected_NQ @ core_SP)
 
     def projections(self, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the down-projection P_t S_A and the up-projection B_t of each expert t."""

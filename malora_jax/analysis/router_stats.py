@@ -100,7 +100,7 @@ def compute_router_stats(
         share_LE = routers.expert_load(by_task)
         rows.append(
             (
-                np.asarray(routers.balance_loss(by_task)),
+                np.asarray(routers.balance_loss(by_task, adapter.layer_experts(len(load_LGE)))),
                 np.asarray(routers.effective_experts(share_LE)),
                 np.asarray(share_LE.max(axis=-1)),
                 routing.task_information(load_LGE),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from malora_jax import errors, markdown
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.low_rank import RECORDED_COLLECTIONS
 from malora_jax.benchmark.input_batches import NUM_SYNTHETIC_TASKS
 from malora_jax.distributed import hlo
 from malora_jax.distributed.topology import get_topology
@@ -99,7 +100,8 @@ def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
         )
     )
     trained = variables.pop('adapter', {})
-    variables.pop('routing', None)
+    for name in RECORDED_COLLECTIONS:
+        variables.pop(name, None)
     return trained, variables, x_ND, x_ND, segments_BT
 
 
@@ -123,7 +125,7 @@ def _layer_gradient(
             _context(run, segments_BT, train=True),
             None,
             rngs={'dropout': jax.random.key(0)},
-            mutable=['routing'],
+            mutable=RECORDED_COLLECTIONS,
         )
         return jnp.vdot(out_ND.astype(jnp.float32), cotangent_ND.astype(jnp.float32))
 

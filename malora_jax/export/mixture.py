@@ -49,6 +49,11 @@ def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) ->
             f'{trained.method} is a single LoRA, not a routed mixture: use --format=peft, merged '
             'or adapter.'
         )
+    if adapter.experts_per_layer and export_format != 'static':
+        raise UserError(
+            f'--format={export_format} needs the same number of experts in every layer: '
+            'adapter.experts_per_layer must be ().'
+        )
     check_nonzero_update(trained, export_format)
     return adapter
 

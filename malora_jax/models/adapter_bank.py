@@ -85,6 +85,9 @@ def _fold_group(
     }
     if routers:
         found['router'] = jnp.concatenate(routers, axis=2)
+    if bank.has_experts_per_layer:
+        counts = [each.layer_experts(model.config.num_layers) for each in bank.adapters]
+        found['experts'] = jnp.stack(counts, axis=1)
     for name in names:
         found[f'up_{name}'] = jnp.concatenate(
             [

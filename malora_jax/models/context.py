@@ -1,4 +1,4 @@
-"""Per-token metadata of a batch that every layer receives: positions, segments and tasks.
+"""Metadata that a layer receives with a batch: positions, segments and tasks of its tokens.
 
 Dimension letters: B batch, T sequence, N = B · T tokens, G groups of tokens (tasks).
 """
@@ -8,7 +8,7 @@ from flax import struct
 
 
 class Context(struct.PyTreeNode):
-    """Metadata of a batch's tokens, the same for every layer.
+    """Metadata of a batch's tokens, the same for every layer except for `num_experts`.
 
     Attributes:
         positions: (B, T) int32 positions for RoPE.
@@ -22,6 +22,7 @@ class Context(struct.PyTreeNode):
         dropout: () float32 dropout rate, which replaces `AdapterConfig.dropout`; None keeps the
             value of the config.
         adapter: (N,) int32 index of each token's adapter in an `AdapterBank`; None without a bank.
+        num_experts: () int32 number of experts of the layer; None if all layers have the same.
         attention: Attention backend, one of `attention_backends.BACKENDS`.
         return_kv: Whether layers return the keys and values of the tokens, for the KV cache.
         update_cache: Whether layers write the key and value of one new token in each row into the
@@ -36,6 +37,7 @@ class Context(struct.PyTreeNode):
     scale: jax.Array | None = None
     dropout: jax.Array | None = None
     adapter: jax.Array | None = None
+    num_experts: jax.Array | None = None
     attention: str = struct.field(pytree_node=False, default='auto')
     return_kv: bool = struct.field(pytree_node=False, default=False)
     update_cache: bool = struct.field(pytree_node=False, default=False)

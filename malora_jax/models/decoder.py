@@ -18,6 +18,8 @@ from flax import struct
 
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.bank import AdapterBank
+from malora_jax.adapters.low_rank import RECORDED_COLLECTIONS
+from malora_jax.adapters.trees import ADAPTER_COLLECTIONS
 from malora_jax.distributed import sharding
 from malora_jax.models import attention, attention_backends
 from malora_jax.models.config import ModelConfig
@@ -165,7 +167,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_ND: jax.Array, context: Context, past: KeysValues | None
+        self,
+        x_ND: jax.Array,
+        context: Context,
+        past: KeysValues | None,
+        num_experts: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
         """Apply the layer to the tokens of a batch.
 
@@ -173,11 +179,13 @@ class Block(nn.Module):
             x_ND: Residual stream before the layer.
             context: Metadata of the tokens.
             past: Cached keys (B, K, C, S) and values (B, K, S, C) of this layer, or None.
+            num_experts: () int32 number of experts of this layer; None for `adapter.num_experts`.
 
         Returns:
             The residual stream (N, D) after the layer; and the keys and values of the tokens, or
             None, as `Attention` returns them.
         """
+        context = context.replace(num_experts=num_experts)
         attend = Attention(self.config, self.adapter, self.bank, name='attention')
         update_ND, new_kv = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, past)
         x_ND += update_ND
@@ -243,7 +251,7 @@ class Decoder(nn.Module):
             segments_BT: int32 segment (packed example) of each token; tokens attend only within
                 their segment. 0 is padding.
             groups_NG: float32 one-hot group (task) of each token, zero for padding. If given,
-                routing statistics are sown in collection `routing`.
+                statistics of the tokens are sown in `RECORDED_COLLECTIONS`.
             past: KV cache of the tokens that precede `tokens_BT` in each row. With a cache,
                 segments are ignored: the tokens of a row attend to the row's whole cache and,
                 causally, to each other.
@@ -297,14 +305,18 @@ class Decoder(nn.Module):
         stack = nn.scan(
             block,
             variable_axes={
-                name: 0 for name in ('params', 'adapter', 'adapter_frozen', 'bank', 'routing')
+                name: 0 for name in ('params', *ADAPTER_COLLECTIONS, 'bank', *RECORDED_COLLECTIONS)
             },
             split_rngs={'params': True, 'dropout': True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0, 0),
             length=self.config.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
-        return stack(self.config, self.adapter, self.bank, name='layers')(x_ND, context, past)
+        layers = stack(self.config, self.adapter, self.bank, name='layers')
+        experts_L = None
+        if self.adapter is not None and self.adapter.experts_per_layer:
+            experts_L = jnp.asarray(self.adapter.layer_experts(self.config.num_layers))
+        return layers(x_ND, context, past, experts_L)
 
 
 @functools.cache

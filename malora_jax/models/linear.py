@@ -107,6 +107,7 @@ class AdaptedLinear(nn.Module):
         projected: ProjectedInput | None,
         groups_NG: jax.Array | None,
         scale: jax.Array | None,
+        num_experts: jax.Array | None,
         banked: Update | None = None,
     ) -> jax.Array:
         """Apply the linear and its adapter.
@@ -119,6 +120,7 @@ class AdaptedLinear(nn.Module):
             groups_NG: float32 one-hot group (task) of each token, to record routing statistics.
             scale: () float32 factor of the update, which replaces `AdapterConfig.scale`; None keeps
                 the value of the config.
+            num_experts: () int32 number of experts of this layer; None for all.
             banked: Update by the adapters of a bank.
 
         Returns:
@@ -130,7 +132,7 @@ class AdaptedLinear(nn.Module):
         else:
             y_NF = x_ND @ kernel.astype(x_ND.dtype)
         if projected is not None:
-            y_NF += self.experts.update(projected, leaves, groups_NG, scale)
+            y_NF += self.experts.update(projected, leaves, groups_NG, scale, num_experts)
         if banked is not None:
             y_NF += banked.added
         output_axis = 'features' if self.axes[1] == 'embed' else self.axes[1]
@@ -235,7 +237,8 @@ class AdaptedSublayer(nn.Module):
         return [
             linear(
                 *(x_ND, leaves.get(linear.name, {}), projected.get(linear.name)),
-                *(context.groups, context.scale, banked.get(linear.name or '')),
+                *(context.groups, context.scale, context.num_experts),
+                banked.get(linear.name or ''),
             )
             for linear in linears
         ]

@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 
 from malora_jax.adapters import AdapterConfig, trees
+from malora_jax.adapters.base_structure import Axis
 from malora_jax.adapters.methods import settings_of
 from malora_jax.adapters.structures import DoRA
-from malora_jax.models import Decoder, ModelConfig
+from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.config import RunConfig
 
@@ -29,16 +30,17 @@ def count_model_parameters(model: Decoder) -> dict[str, Any]:
     """
     variables = _unquantized(model)
     adapter, frozen = variables.get('adapter', {}), variables.get('adapter_frozen', {})
-    return count_parameters(model.config, adapter, frozen)
+    return count_parameters(model, adapter, frozen)
 
 
-def count_parameters(config: ModelConfig, adapter: Any, frozen: Any) -> dict[str, Any]:
+def count_parameters(model: Decoder, adapter: Any, frozen: Any) -> dict[str, Any]:
     """Return the parameter counts of a base model and an adapter.
 
-    A quantized kernel counts with the number of parameters that it had before quantization.
+    A quantized kernel counts with the number of parameters that it had before quantization. If
+    layers have different numbers of experts, only the experts that a router can choose count.
 
     Args:
-        config: Base model configuration.
+        model: Decoder, with or without an adapter.
         adapter: Trainable leaves of the adapter, as unboxed arrays or shapes.
         frozen: Frozen leaves of the adapter, as unboxed arrays or shapes.
 
@@ -48,16 +50,31 @@ def count_parameters(config: ModelConfig, adapter: Any, frozen: Any) -> dict[str
         base model and adapter together; `by_group`, the number of scalars in the adapter by name
         of the leaf.
     """
-    base = trees.count(_unquantized(Decoder(config))['params'])
-    trainable, fixed = trees.count(adapter), trees.count(frozen)
+    base = trees.count(_unquantized(Decoder(model.config))['params'])
+    trained, frozen_counts = (_count_by_name(model, tree) for tree in (adapter, frozen))
+    trainable, fixed = sum(trained.values()), sum(frozen_counts.values())
     return {
         'base': base,
         'trainable': trainable,
         'frozen_in_adapter': fixed,
         'percent_of_base': round(100 * trainable / base, 3),
         'percent_of_all': round(100 * trainable / (base + trainable + fixed), 3),
-        'by_group': trees.count_by_name([adapter, frozen]),
+        'by_group': dict(sorted((trained | frozen_counts).items())),
     }
+
+
+def _count_by_name(model: Decoder, tree: Any) -> dict[str, int]:
+    """Return the number of scalars by name of the leaf, of experts that a router can choose."""
+    counts = trees.count_by_name(tree)
+    if model.adapter is None:
+        return counts
+    one, num_experts = Axis('', 1), model.adapter.num_experts
+    experts_L = model.adapter.layer_experts(model.config.num_layers)
+    for name, axes in model.adapter.axes(one, one).items():
+        if name in counts and any(axis.name == 'expert' for axis in axes):
+            # The leaf has equally many scalars for each expert of each layer.
+            counts[name] = counts[name] // (len(experts_L) * num_experts) * int(experts_L.sum())
+    return counts
 
 
 def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> dict[str, int]:

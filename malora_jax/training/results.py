@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from malora_jax import cloud_storage, files
-from malora_jax.adapters import routers
+from malora_jax.adapters import AdapterConfig, routers
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.methods import settings_of
 from malora_jax.distributed import hosts
@@ -133,7 +133,7 @@ def write_results(
             for when, answers in (('before', measurements.before), ('after', measurements.after))
         },
         'parameters': count_model_parameters(setup.model),
-        'routing': _routing_results(routing),
+        'routing': _routing_results(routing, setup.run.adapter),
         'steps': last['step'],
         'best_step': measurements.best.step if measurements.best else None,
         'validation_loss': measurements.best.loss if measurements.best else None,
@@ -283,14 +283,19 @@ def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str,
     }
 
 
-def _routing_results(routing: Mapping[str, routers.RoutingSums]) -> dict[str, float]:
+def _routing_results(
+    routing: Mapping[str, routers.RoutingSums], adapter: AdapterConfig
+) -> dict[str, float]:
     """Return the load-balancing loss (1 = balanced) and the use of experts on held-out examples.
 
     The result is empty if the model has no routers.
     """
     if not routing:
         return {}
-    metrics = {'balance_loss': mean_balance_loss(routing), **routing_metrics(routing)}
+    metrics = {
+        'balance_loss': mean_balance_loss(routing, adapter),
+        **routing_metrics(routing),
+    }
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from malora_jax.adapters import routers
+from malora_jax.adapters import AdapterConfig, routers
+from malora_jax.adapters.alignment import TaskMoments, alignment_loss
+from malora_jax.adapters.low_rank import RECORDED_COLLECTIONS
 from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import output_head
@@ -37,12 +39,14 @@ class Losses(NamedTuple):
         nll: (G,) float32, summed cross-entropy (negative log-likelihood) of each task, in nats.
         loss_tokens: (G,) float32, number of tokens of each task that carry loss.
         tokens: () float32, number of tokens that are not padding.
+        alignment: () float32, alignment loss times the number of tokens; 0 without this loss.
         routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
     """
 
     nll: jax.Array
     loss_tokens: jax.Array
     tokens: jax.Array
+    alignment: jax.Array
     routing: dict[str, routers.RoutingSums]
 
 
@@ -79,7 +83,7 @@ def losses(
         scale=None if hyperparameters is None else hyperparameters.scale,
         dropout=None if hyperparameters is None else hyperparameters.dropout,
         rngs={} if dropout_key is None else {'dropout': dropout_key},
-        mutable=['routing'],
+        mutable=RECORDED_COLLECTIONS,
     )
     weights_NG = groups_NG * batch['loss_mask'].reshape(-1, 1)
     nll_G = cross_entropy(
@@ -88,21 +92,38 @@ def losses(
         batch['targets'].reshape(-1),
         weights_NG,
     )
+    tokens = groups_NG.sum()
+    aligned = tokens * _mean_alignment_loss(collections.get('alignment', {}))
     routing = routing_by_path(collections.get('routing', {}))
-    return Losses(nll_G, weights_NG.sum(axis=0), groups_NG.sum(), routing)
+    return Losses(nll_G, weights_NG.sum(axis=0), tokens, aligned, routing)
 
 
-def mean_balance_loss(routing: Mapping[str, routers.RoutingSums]) -> jax.Array:
+def _mean_alignment_loss(collection: Any) -> jax.Array:
+    """Return the alignment loss, averaged over all adapted linears; 0 without moments."""
+    moments = jax.tree.leaves(collection, is_leaf=lambda node: isinstance(node, TaskMoments))
+    each = [alignment_loss(linear) for linear in moments]
+    return jnp.stack(each).mean() if each else jnp.float32(0)
+
+
+def mean_balance_loss(
+    routing: Mapping[str, routers.RoutingSums], adapter: AdapterConfig | None
+) -> jax.Array:
     """Return the load-balancing loss, averaged over all routers.
 
     Args:
         routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
+        adapter: Settings of the adapter; None for the base model alone, which has no routers.
 
     Returns:
         () float32; 1 if the load is balanced, 0 if there are no routers.
     """
-    each = [routers.balance_loss(sums) for sums in routing.values()]
-    return jnp.stack(each).mean() if each else jnp.float32(0)
+    if adapter is None or not routing:
+        return jnp.float32(0)
+    each = [
+        routers.balance_loss(sums, adapter.layer_experts(len(sums.load)))
+        for sums in routing.values()
+    ]
+    return jnp.stack(each).mean()
 
 
 def make_train_step(
@@ -161,12 +182,13 @@ def step_function(
         num_tasks: G, the number of tasks.
         accumulate: A, the number of micro-batches for gradient accumulation; a batch has A · B
             rows. The loss is the mean over all tokens of the step that carry loss, the same as for
-            one large batch. The load-balancing loss is computed for each micro-batch, then averaged
-            in proportion to the number of tokens of the micro-batches.
+            one large batch. The load-balancing and alignment losses are computed for each
+            micro-batch, then averaged in proportion to the number of tokens of the micro-batches.
         skip_nonfinite: Whether to skip the update if the loss or the gradient is not finite. A
             skipped step changes neither the adapter nor Adam's moments, and its metric `skipped` is
             1. It still counts as a step, so the learning rate schedule continues.
     """
+    is_aligned = model.adapter is not None and model.adapter.alignment_weight > 0
     gradients_of = make_gradient_function(model, num_tasks, accumulate)
     update = optax.with_extra_args_support(optimizer).update
 
@@ -187,6 +209,8 @@ def step_function(
             'balance_loss': balance,
             'examples': _example_counts(batch, num_tasks),
         }
+        if is_aligned:
+            metrics['alignment_loss'] = sums.alignment / jnp.maximum(sums.tokens, 1)
         if sums.routing:
             metrics |= routing_metrics(sums.routing)
         new = state.replace(
@@ -272,7 +296,7 @@ def make_gradient_function(
     """Return the part of the training step that computes the gradient of the adapter.
 
     The objective includes the load-balancing loss only if the model has routers and its config has
-    a positive balance weight.
+    a positive balance weight, and the alignment loss only if its weight is positive.
 
     Args:
         model: Decoder with the adapter.
@@ -298,10 +322,12 @@ def make_gradient_function(
             variables = state.replace(adapter=adapter).variables(params)
             sums = losses(model, variables, micro_batch, num_tasks, key, hyperparameters)
             loss = sums.nll.sum() / loss_tokens
-            balance = mean_balance_loss(sums.routing)
+            balance = mean_balance_loss(sums.routing, config)
             if accumulate > 1:
                 balance *= sums.tokens / tokens
             total = loss + hyperparameters.balance_weight * balance if is_balanced else loss
+            if config is not None and config.alignment_weight > 0:
+                total += config.alignment_weight * sums.alignment / tokens
             return total, (loss, balance, sums)
 
         key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)

@@ -12,6 +12,7 @@ from malora_jax import cloud_storage, errors
 from malora_jax.data import RowStreams, describe_split
 from malora_jax.distributed import hosts
 from malora_jax.distributed.mesh import use_mesh
+from malora_jax.models import Decoder
 from malora_jax.training import goodput, results
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig, run_config
@@ -95,7 +96,9 @@ def _train(run: RunConfig, directory: RunDirectory, services: _RunServices) -> d
         data = setup.train_iterator()
         state = maybe_warm_start(setup, setup.fresh_state(), directory)
     # `count_model_parameters` would trace the model once more, which delays the first step.
-    parameters = count_parameters(run.model, state.adapter, state.adapter_frozen)
+    parameters = count_parameters(
+        Decoder(run.model, run.adapter), state.adapter, state.adapter_frozen
+    )
     hosts.print_on_first(
         f'{run.title}: {parameters["trainable"]:,} trained parameters '
         f'({parameters["percent_of_base"]:.1f}% of the base), {len(setup.splits)} tasks.'

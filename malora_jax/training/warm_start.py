@@ -125,13 +125,18 @@ def _mixture_from_lora(
             lambda *layers: jax.lax.map(lambda layer: _experts_from_lora(adapter, *layer), layers),
             out_shardings={name: leaf.sharding for name, leaf in fresh.items()},
         )
-        made = start(fresh, down_LDR, up_LRF * np.float32(scale / adapter.scale))
+        up_LRF = up_LRF * np.float32(scale / adapter.scale)
+        made = start(fresh, down_LDR, up_LRF, adapter.layer_experts(len(up_LRF)))
         new_leaves |= {f'{linear}/{name}': leaf for name, leaf in made.items()}
     return new_leaves
 
 
 def _experts_from_lora(
-    adapter: AdapterConfig, fresh: Mapping[str, jax.Array], down_DR: jax.Array, up_RF: jax.Array
+    adapter: AdapterConfig,
+    fresh: Mapping[str, jax.Array],
+    down_DR: jax.Array,
+    up_RF: jax.Array,
+    num_experts: jax.Array,
 ) -> dict[str, jax.Array]:
     """Return the leaves of one linear in one layer, whose experts all start as the same LoRA.
 
@@ -148,11 +153,12 @@ def _experts_from_lora(
         fresh: Freshly initialized leaves of the linear.
         down_DR: (D, R), down-projection of the LoRA.
         up_RF: (R, F), up-projection of the LoRA, rescaled for the scale of the mixture.
+        num_experts: () int32, number of experts of this layer, E.
     """
     structure = cast(StartsFromLoRA, adapter.structure)
     leaves = dict(fresh) | structure.factors_from_lora(fresh, down_DR, adapter.initialization.beta)
-    router, num_experts = adapter.router, adapter.num_experts
-    if adapter.has_router and not router.gates_sum_to_one(num_experts):
+    router = adapter.router
+    if adapter.has_router and not router.gates_sum_to_one(adapter.num_experts):
         leaves['router'] = _ROUTER_SCALE * fresh['router']
         up_RF = up_RF * (num_experts / router.top_k)
     last = adapter.structure.factors[-1]

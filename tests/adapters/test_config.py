@@ -36,7 +36,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 def test_methods_differ():
     """No two method names have the same settings."""
     adapters = [method(name) for name in METHODS]
-    assert len(set(adapters)) == len(METHODS) == 21
+    assert len(set(adapters)) == len(METHODS) == 22
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,10 @@ def test_methods_differ():
         ('lora', {'identical_start': True}, 'identical_start is True; it must be False unless'),
         ('hydralora', {'identical_start': True}, 'identical_start is True; it must be False'),
         ('dora', {'frozen': ('magnitud',)}, "'magnitud': did you mean magnitude?"),
+        ('molora', {'experts_per_layer': (1, 8)}, 'numbers of at least 2, the largest of them'),
+        ('molora', {'experts_per_layer': (2, 4)}, 'the largest of them num_experts = 8.'),
+        ('hydralora', {'experts_per_layer': (0, 8)}, 'numbers of at least 1, the largest'),
+        ('lora', {'experts_per_layer': (1, 1)}, 'it must be () for a single expert'),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(name, overrides, message):
@@ -66,6 +70,14 @@ def test_settings_that_contradict_each_other_are_refused(name, overrides, messag
 def test_equal_gates_with_a_router_that_learns_or_is_frozen():
     assert settings('malora', equal_gates=True).equal_gates
     assert settings('hydralora', equal_gates=True, frozen=('router',)).equal_gates
+
+
+def test_experts_per_layer_are_repeated_for_consecutive_layers():
+    adapter = method('molora', experts_per_layer=(2, 4, 6, 8))
+    assert adapter.layer_experts(8).tolist() == [2, 2, 4, 4, 6, 6, 8, 8]
+    assert method('molora').layer_experts(3).tolist() == [8, 8, 8]
+    with pytest.raises(errors.UserError, match='as many numbers as divide the 6 layers into equal'):
+        adapter.layer_experts(6)
 
 
 def test_alpha_follows_the_rank_unless_given():

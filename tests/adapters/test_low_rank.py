@@ -45,6 +45,7 @@ SMALL = {
     'hydralora': dict(rank=4, shared_rank=4),
     'hydralora_top2': dict(rank=4, shared_rank=4),
     'alora': dict(rank=4, shared_rank=4),
+    'align_lora': dict(rank=5),
     'moslora': dict(rank=6, shared_rank=6),
     'comol': dict(rank=6, shared_rank=6),
 }
@@ -348,6 +349,7 @@ SHAPES = {
     'hydralora': (_ROUTER | {'shared_down': (INPUTS, 12), 'up': (8, 12, OUTPUTS)}, {}),
     'hydralora_top2': (_ROUTER | {'shared_down': (INPUTS, 12), 'up': (8, 12, OUTPUTS)}, {}),
     'alora': (_ROUTER | {'down': (8, INPUTS, 16), 'shared_up': (16, OUTPUTS)}, {}),
+    'align_lora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
     'moslora': (
         {'shared_down': (INPUTS, 64), 'core': (1, 64, 64), 'shared_up': (64, OUTPUTS)},
         {},

@@ -80,6 +80,22 @@ def test_equal_gates_choose_as_the_router_does_and_learn_from_balance_alone():
     assert np.abs(through_balance).max() > 1e-3
 
 
+@pytest.mark.parametrize('gates', ['softmax', 'renormalized', 'equal'])
+def test_a_layer_with_fewer_experts_routes_as_if_the_others_did_not_exist(gates):
+    x_ND, router_DE, _ = routed()
+    config, logits_NE = routers.RouterConfig(2, gates=gates), logits(x_ND, router_DE)
+    found = config.route(logits_NE, jnp.int32(5))
+    for values_NE, expected in zip(found, config.route(logits_NE[:, :5]), strict=True):
+        np.testing.assert_allclose(values_NE[:, :5], expected, rtol=1e-6)
+        assert not np.any(values_NE[:, 5:])
+    sums = routers.sum_by_group(found, jnp.ones((40, 1)))
+    expected = reference.balance_loss(
+        np.asarray(x_ND, np.float64), np.asarray(router_DE, np.float64).T[:5], 2
+    )
+    loss = routers.balance_loss(jax.tree.map(lambda each: each[None], sums), np.array([5]))
+    np.testing.assert_allclose(loss, [expected], rtol=1e-5)
+
+
 def test_router_computes_in_float32_on_bfloat16_input():
     x_ND, router_DE, _ = routed()
     x_ND = x_ND.astype(jnp.bfloat16)

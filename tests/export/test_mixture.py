@@ -213,6 +213,11 @@ def test_the_base_is_named_by_its_weights(base, weights, name):
     [
         ('lora', {}, 'lora is a single LoRA, not a routed mixture: use --format=peft, merged or '),
         ('malora', {'step': 0}, 'The run has made 0 steps and its update is zero'),
+        (
+            'molora',
+            {'experts_per_layer': (2, 4)},
+            'needs the same number of experts in every layer',
+        ),
     ],
 )
 def test_mistakes(base, tmp_path, name, changes, message):

@@ -95,6 +95,7 @@ def loss_by_task(model: Decoder, variables) -> np.ndarray:
         # The gates of the chosen experts sum to K / E, except for the effect of a small router.
         ('molora', {'rank': 8}, 0.01),
         ('molora', {'rank': 10, 'alpha': 4.0, 'top_k': 1}, 0.01),
+        ('molora', {'rank': 8, 'experts_per_layer': (2, 4)}, 0.01),
         ('molora_dispatch', {'rank': 8}, 0.01),
         ('moasylora', {'rank': 9}, 0.01),
         ('malora', {'rank': 8}, 0.01),

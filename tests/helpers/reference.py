@@ -4,6 +4,8 @@ It is written from the equations alone, with the paper's letters and orientation
 shares no code with the library.
 """
 
+import itertools
+
 import numpy as np
 
 from malora_jax.adapters import AdapterConfig
@@ -104,6 +106,27 @@ def adapted_linear(x_ND, W, leaves, config: AdapterConfig, norms=None):
     if norms is None:
         norms = column_norms(W, leaves, config)
     return leaves['magnitude'] / norms * y
+
+
+def normal_divergence(p, q):
+    """Return KL(p‖q) of two normal distributions; each is a pair of means and variances, (r,)."""
+    (mean_p, variance_p), (mean_q, variance_q) = p, q
+    distance = (mean_p - mean_q) ** 2
+    return sum(np.log(variance_q / variance_p) + (variance_p + distance) / variance_q - 1) / 2
+
+
+def alignment_loss(z_NR, tasks):
+    """Return ½ KL(p_i‖p_j) + ½ KL(p_j‖p_i), averaged over the pairs of tasks i < j.
+
+    p_i is the normal distribution of the rows of z that belong to task i.
+    """
+    groups = [z_NR[tasks == task] for task in np.unique(tasks)]
+    normals = [(z.mean(axis=0), z.var(axis=0)) for z in groups if len(z) > 1]
+    each = [
+        (normal_divergence(p, q) + normal_divergence(q, p)) / 2
+        for p, q in itertools.combinations(normals, 2)
+    ]
+    return np.mean(each) if each else 0.0
 
 
 def balance_loss(x_ND, W_g, K):

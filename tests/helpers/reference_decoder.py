@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.methods import replace_settings
 from malora_jax.models import ModelConfig
 from tests.helpers import reference
 
@@ -23,6 +24,7 @@ class ReferenceOutputs:
         logits: (B, T, V), logits.
         inputs: (N, D), inputs of each adapted linear, in the order of tokens; or (N, R), their
             products with the shared down-projection, if the router reads these.
+        projected: (N, R), products of the inputs with the down-projection of a single expert.
         routers: (D, E) or (R, E), router weights of each adapted linear that has a router.
         norms: (F,), column norms of each adapted weight, by which DoRA divides.
     """
@@ -30,6 +32,7 @@ class ReferenceOutputs:
     hidden: np.ndarray
     logits: np.ndarray
     inputs: dict[str, np.ndarray]
+    projected: dict[str, np.ndarray]
     routers: dict[str, np.ndarray]
     norms: dict[str, np.ndarray]
 
@@ -40,12 +43,14 @@ class ReferenceLosses(NamedTuple):
     Attributes:
         nll: Mean cross-entropy of the tokens with loss, in nats.
         balance: Mean load-balancing loss of the routers; 0 if there are none.
-        total: Training loss, `nll` plus the weighted `balance`.
+        alignment: Mean alignment loss of the adapted linears; 0 without its weight.
+        total: Training loss, `nll` plus the weighted `balance` and `alignment`.
         outputs: Outputs of the decoder.
     """
 
     nll: float
     balance: float
+    alignment: float
     total: float
     outputs: ReferenceOutputs
 
@@ -92,7 +97,7 @@ class ReferenceDecoder:
         self, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
     ) -> ReferenceOutputs:
         """Run the decoder on packed rows; all arguments are (B, T)."""
-        self.inputs, self.routers, self.norms = {}, {}, {}
+        self.inputs, self.projected, self.routers, self.norms = {}, {}, {}, {}
         weights, shape = self.weights, tokens.shape
         x = weights['embedding'][tokens.reshape(-1)]
         for i in range(self.config.num_layers):
@@ -105,7 +110,7 @@ class ReferenceDecoder:
         head = weights['embedding' if self.config.tied else 'head']
         logits = (x @ head.T).reshape(*shape, -1)
         x = x.reshape(*shape, -1)
-        return ReferenceOutputs(x, logits, self.inputs, self.routers, self.norms)
+        return ReferenceOutputs(x, logits, self.inputs, self.projected, self.routers, self.norms)
 
     def loss(self, batch: dict[str, np.ndarray]) -> ReferenceLosses:
         """Return the losses of packed rows; padding does not count in the load-balancing loss."""
@@ -123,8 +128,16 @@ class ReferenceDecoder:
                 for path, x in outputs.inputs.items()
             ]
             balance = sum(each) / len(each)
-        weight = adapter.router.balance_weight if adapter is not None else 0.0
-        return ReferenceLosses(nll, balance, nll + weight * balance, outputs)
+        if adapter is None:
+            return ReferenceLosses(nll, 0.0, 0.0, nll, outputs)
+        alignment = 0.0
+        if adapter.alignment_weight:
+            tasks = batch['task_ids'].reshape(-1)[real]
+            projected = outputs.projected.values()
+            each = [reference.alignment_loss(z[real], tasks) for z in projected]
+            alignment = sum(each) / len(each)
+        total = nll + adapter.router.balance_weight * balance + adapter.alignment_weight * alignment
+        return ReferenceLosses(nll, balance, alignment, total, outputs)
 
     def _rms_norm(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_epsilon) * scale
@@ -134,15 +147,31 @@ class ReferenceDecoder:
         W, adapter, name = leaves['kernel'].T, self.adapter, path.rsplit('/', 1)[-1]
         y = x @ W.T
         if adapter is not None and name in adapter.targets:
+            adapter, leaves = self._of_layer(adapter, leaves, int(path.split('/')[1]))
             self.inputs[path] = x
             if adapter.router.input == 'first':
                 self.inputs[path] = x @ leaves['shared_down']
             if adapter.has_router:
                 self.routers[path] = leaves['router']
+            elif 'down' in leaves:
+                self.projected[path] = x @ leaves['down'][0]
             if adapter.structure.kernel_dependent:
                 self.norms[path] = reference.column_norms(W, leaves, adapter)
             y = reference.adapted_linear(x, W, leaves, adapter, self.fixed_norms.get(path))
         return y + leaves['bias'] if 'bias' in leaves else y
+
+    def _of_layer(
+        self, adapter: AdapterConfig, leaves: dict[str, np.ndarray], i: int
+    ) -> tuple[AdapterConfig, dict[str, np.ndarray]]:
+        """Return the adapter of layer i, without the experts that this layer does not have."""
+        counts, E = adapter.experts_per_layer, adapter.num_experts
+        if not counts:
+            return adapter, leaves
+        n = counts[i * len(counts) // self.config.num_layers]
+        top_k = n if adapter.router.top_k == E else adapter.router.top_k
+        own = replace_settings(adapter, num_experts=n, top_k=top_k, experts_per_layer=())
+        kept = {name: leaf[:n] for name, leaf in leaves.items() if leaf.shape[0] == E}
+        return own, leaves | kept | {'router': leaves['router'][:, :n]}
 
     def _attention(
         self, x: np.ndarray, block: dict, i: int, positions: np.ndarray, segments: np.ndarray
@@ -190,8 +219,12 @@ def router_probabilities(outputs: ReferenceOutputs, segments: np.ndarray) -> np.
     The tokens of all routers are concatenated; M is zero without routers.
     """
     real = segments.reshape(-1) > 0
-    each = [outputs.inputs[path][real] @ router for path, router in outputs.routers.items()]
-    exponents = np.exp(np.concatenate(each)) if each else np.ones((0, 1))
+    most = max((router.shape[1] for router in outputs.routers.values()), default=1)
+    exponents = np.ones((0, most))
+    for path, router in outputs.routers.items():
+        own = np.exp(outputs.inputs[path][real] @ router)
+        own = np.pad(own, ((0, 0), (0, most - own.shape[1])))  # Experts that a layer lacks.
+        exponents = np.concatenate([exponents, own])
     return exponents / exponents.sum(axis=-1, keepdims=True)
 
 

@@ -25,12 +25,17 @@ VARIANTS = {
     'renormalized': ('malora', {'renormalize': True}),
     'equal': ('malora', {'equal_gates': True}),
     'router on the subspace': ('malora', {'router_input': 'first'}),
+    'experts per layer': ('malora', {'experts_per_layer': (2, 4)}),
+    'experts per layer, dense': ('hydralora', {'experts_per_layer': (4, 1)}),
     'rank-stabilized': ('lora', {'rank_stabilized': True}),
 }
 # Adapters of different ranks, numbers of experts and targets.
 MIXED = {
     'malora': ('malora', {}),
-    'molora': ('molora', {'num_experts': 3, 'targets': ('q', 'o', 'down')}),
+    'molora': (
+        'molora',
+        {'num_experts': 3, 'experts_per_layer': (3, 2), 'targets': ('q', 'o', 'down')},
+    ),
     'lora': ('lora', {'targets': ('k', 'v', 'up')}),
     'dora': ('dora', {'targets': ('q', 'down')}),
 }

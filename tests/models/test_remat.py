@@ -30,7 +30,7 @@ def models(name: str, **overrides) -> dict[str, Decoder]:
 def loss_and_gradients(model: Decoder, variables):
     def total(adapter):
         found = losses(model, variables | {'adapter': adapter}, BATCH, 2, jax.random.key(4))
-        return found.nll.sum() + mean_balance_loss(found.routing), found
+        return found.nll.sum() + mean_balance_loss(found.routing, model.adapter), found
 
     return jax.value_and_grad(total, has_aux=True)(variables['adapter'])
 

@@ -90,7 +90,7 @@ def gradient_written_out(model, variables, keys):
     @jax.grad
     def gradient_of(adapter, part, key, share):
         sums = losses(model, variables | {'adapter': adapter}, part, NUM_TASKS, key)
-        balance = share * mean_balance_loss(sums.routing)
+        balance = share * mean_balance_loss(sums.routing, model.adapter)
         return sums.nll.sum() / loss_tokens + model.adapter.router.balance_weight * balance
 
     each = []

@@ -59,11 +59,14 @@ LEAVES = {
     'hydralora': ({'router', 'shared_down', 'up'}, set()),
     'hydralora_top2': ({'router', 'shared_down', 'up'}, set()),
     'alora': ({'router', 'down', 'shared_up'}, set()),
+    'align_lora': ({'down', 'up'}, set()),
     'moslora': ({'shared_down', 'core', 'shared_up'}, set()),
     'comol': ({'router', 'shared_down', 'core', 'shared_up'}, set()),
     'molora_dispatch': ({'router', 'down', 'up'}, set()),
     'malora_dispatch': ({'router', 'shared_down', 'core', 'up'}, set()),
 }
+# Method and changed settings of further cases.
+VARIANTS = {'experts per layer': ('molora', {'experts_per_layer': (2, 4)})}
 LINEARS = ('attention/q', 'attention/k', 'attention/v', 'mlp/gate', 'mlp/up', 'mlp/down')
 
 
@@ -104,8 +107,9 @@ def decided_variables(model: Decoder) -> dict[str, Any]:
 @functools.cache
 def trained(name: str) -> Trained:
     """Run a step of a model with the features of all families, from random nonzero values."""
+    method, changes = VARIANTS.get(name, (name, {}))
     model = tiny_model(
-        small_method(name, dropout=0.0, balance_weight=0.5),
+        small_method(method, dropout=0.0, balance_weight=0.5, **changes),
         qkv_bias=True,
         qk_norm=True,
         rope_scaling=Llama3Scaling(4.0, 1.0, 4.0, 16),
@@ -133,13 +137,16 @@ def reference_losses(
     return ReferenceDecoder(step.model.config, variables, step.model.adapter, lengths).loss(BATCH)
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
+@pytest.mark.parametrize('name', [*METHOD_NAMES, *VARIANTS])
 def test_losses_against_the_reference(name):
     step = trained(name)
     losses = reference_losses(step, step.before)
     assert losses.nll > 1
     np.testing.assert_allclose(step.metrics['loss'], losses.nll, rtol=3e-6)
     np.testing.assert_allclose(step.metrics['balance_loss'], losses.balance, rtol=3e-6)
+    if step.model.adapter.alignment_weight:
+        assert losses.alignment > 0.5
+        np.testing.assert_allclose(step.metrics['alignment_loss'], losses.alignment, rtol=3e-6)
     assert (losses.balance > 0.5) == step.model.adapter.has_router
 
 
@@ -149,10 +156,11 @@ def moved(tree: Any, path: str, change: np.ndarray) -> Any:
     return tree | {key: moved(tree[key], rest, change) if rest else tree[key] + change}
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
+@pytest.mark.parametrize('name', [*METHOD_NAMES, *VARIANTS])
 def test_gradients_are_central_differences_of_the_reference(name):
     """Compare along a random direction in each leaf, to 5e-5; DoRA's norms are held fixed."""
-    step, top_k = trained(name), small_method(name).router.top_k
+    step = trained(name)
+    top_k = step.model.adapter.router.top_k
     variables = {key: to_float64(tree) for key, tree in step.before.items()}
     here = reference_losses(step, variables).outputs
     segments = BATCH['segment_ids']

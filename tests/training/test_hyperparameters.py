@@ -61,7 +61,9 @@ def gradients_by_constants(model: Decoder, variables, seed: int):
     @jax.grad
     def gradient(adapter, batch):
         sums = losses(model, variables | {'adapter': adapter}, batch, NUM_TASKS, key)
-        balance = model.adapter.router.balance_weight * mean_balance_loss(sums.routing)
+        balance = model.adapter.router.balance_weight * mean_balance_loss(
+            sums.routing, model.adapter
+        )
         return sums.nll.sum() / batch['loss_mask'].sum() + balance
 
     return gradient(variables['adapter'], BATCH)

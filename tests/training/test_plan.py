@@ -35,6 +35,7 @@ ROWS = [
     ('hydralora', {}, 138_117_120, 0, 2.050, 2.009),
     ('hydralora_top2', {}, 138_117_120, 0, 2.050, 2.009),
     ('alora', {}, 156_696_576, 0, 2.325, 2.273),
+    ('align_lora', {}, 143_130_624, 0, 2.124, 2.080),
     ('moslora', {}, 143_917_056, 0, 2.136, 2.091),
     ('comol', {}, 149_520_384, 0, 2.219, 2.171),
     # r̄ = 13 gives the 2.2% that the paper prints without the ranks.
@@ -65,10 +66,23 @@ def test_parameters_on_llama2_7b_to_the_last_digit(row):
     }
     assert sum(by_group.values()) == trainable + frozen
     # One router per linear: 32 layers of five linears with 4096 inputs and one with 11008.
-    without = dict.fromkeys(('lora', 'dora', 'asylora', 'moslora'), 0)
+    without = dict.fromkeys(('lora', 'dora', 'asylora', 'align_lora', 'moslora'), 0)
     # CoMoL's routers read 64 activations.
     routers = without | {'comol': 32 * 6 * 8 * 64}
     assert by_group.get('router', 0) == routers.get(method, 32 * 8 * (5 * 4096 + 11008))
+
+
+def test_experts_per_layer_on_llama2_7b():
+    """MoLA with 2, 4, 6 and 8 experts in a quarter of the layers each, on average 5."""
+    per_expert = method('molora', rank=13).structure.rank * (
+        # Inputs and outputs of q, k, v, gate, up and down, and the router's column.
+        3 * (4096 + 4096) + 2 * (4096 + 11008) + (11008 + 4096)
+    )
+    routers = 5 * 4096 + 11008
+    settings = {'rank': 13, 'experts_per_layer': (2, 4, 6, 8)}
+    found = plan_of('molora', 'llama2-7b', **settings)['parameters']
+    assert found['trainable'] == 32 * 5 * (per_expert + routers) == 150_405_120
+    assert found['by_group']['router'] == 32 * 5 * routers
 
 
 def test_every_method_has_a_row():
