@@ -58,6 +58,11 @@ def tpu_layer() -> str:
     return compiler_estimates.format_table(load('tpu_layer')['values']['methods'])
 
 
+def gpu_layer() -> str:
+    """Return the table of a layer that the GPU compiler compiled: kernels and memory."""
+    return compiler_estimates.format_table(load('gpu_layer')['values']['methods'])
+
+
 def tpu_quantized() -> str:
     """Return the table of the TPU compiler's estimates for a layer with a quantized base."""
     values = load('tpu_quantized')['values']
@@ -207,6 +212,7 @@ PARTS: dict[str, Callable[[], str]] = {
     'step times': step_times,
     'step times by experts': step_times_by_experts,
     'tpu layer': tpu_layer,
+    'gpu layer': gpu_layer,
     'tpu quantized': tpu_quantized,
     'rematerialization': rematerialization,
     'peers': peers,

@@ -19,7 +19,7 @@ from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.params import to_huggingface
 from tests.export.helpers import restored_model, tiny_base
 from tests.helpers import reference
-from tests.helpers.models import STRUCTURES, small_method
+from tests.helpers.models import STRUCTURES, small_method, tiny_model
 
 ROUTED = [name for name in STRUCTURES if small_method(name).has_router]
 # Equal gates need a load-balancing loss.
@@ -213,11 +213,6 @@ def test_the_base_is_named_by_its_weights(base, weights, name):
     [
         ('lora', {}, 'lora is a single LoRA, not a routed mixture: use --format=peft, merged or '),
         ('malora', {'step': 0}, 'The run has made 0 steps and its update is zero'),
-        (
-            'molora',
-            {'experts_per_layer': (2, 4)},
-            'needs the same number of experts in every layer',
-        ),
     ],
 )
 def test_mistakes(base, tmp_path, name, changes, message):
@@ -226,4 +221,15 @@ def test_mistakes(base, tmp_path, name, changes, message):
         write_transformers_mixture(trained, tmp_path / 'out')
     with pytest.raises(UserError, match=message):
         write_vllm_mixture(without_base(trained)._replace(step=trained.step), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_layers_with_different_numbers_of_experts_are_refused(base, tmp_path):
+    model = tiny_model(small_method('molora', experts_per_layer=(2, 4)))
+    trained = mixture(base, 'molora')._replace(model=model)
+    message = 'needs the same number of experts in every layer'
+    with pytest.raises(UserError, match=f'--format=transformers {message}'):
+        write_transformers_mixture(trained, tmp_path / 'out')
+    with pytest.raises(UserError, match=f'--format=vllm {message}'):
+        write_vllm_mixture(without_base(trained), tmp_path / 'out')
     assert not (tmp_path / 'out').exists()

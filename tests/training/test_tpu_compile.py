@@ -51,12 +51,12 @@ def test_what_is_too_large():
 
 def test_it_fits_with_room():
     """A chip of 16 GB holds 1/16 of the base model, saved activations, and two whole layers."""
-    assert bytes_per_chip('malora') < 6.1e9
+    assert bytes_per_chip('malora') < 5.8e9
 
 
 def test_what_it_costs_beside_lora():
     """With dropout and one row per chip, factors and their update have a large share."""
-    assert bytes_per_chip('malora') < 1.2 * bytes_per_chip('lora')
+    assert bytes_per_chip('malora') < 1.16 * bytes_per_chip('lora')
     assert program('malora').cycles() < 1.14 * program('lora').cycles()
 
 
