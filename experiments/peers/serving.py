@@ -24,7 +24,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.peers import throughput_table
-from malora_jax import errors
+from malora_jax import errors, files
 
 _SERVERS = flags.DEFINE_multi_string(
     'server', None, 'Server to measure, as NAME=URL#MODEL; may be repeated.', required=True
@@ -86,7 +86,9 @@ def main() -> None:
                     f'round {turn}: {server.name}, {count} clients: {rate:.1f} tokens/s', flush=True
                 )
     if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).write_text(json.dumps(rates, indent=2) + '\n')
+        path = pathlib.Path(_OUTPUT.value).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, rates)
     print(throughput_table.format_table(rates))
 
 

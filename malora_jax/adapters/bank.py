@@ -42,7 +42,7 @@ class AdapterBank:
 
     @property
     def has_experts_per_layer(self) -> bool:
-        """Whether layers have different numbers of experts with any of the adapters."""
+        """True if layers have different numbers of experts, with any of the adapters."""
         return any(adapter.experts_per_layer for adapter in self.adapters)
 
     @property

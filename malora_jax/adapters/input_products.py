@@ -70,7 +70,7 @@ def _fused_matmul(
     """Multiply one input with several matrices of one kind, cast to its dtype, in one product."""
 
     def product(weight_DQ: jax.Array) -> jax.Array:
-        weight_DQ = _with_narrow_factor_first(weight_DQ).astype(x_ND.dtype)
+        weight_DQ = products.map_gradient(_transposed_narrow_first, weight_DQ).astype(x_ND.dtype)
         return products.save_for_backward(
             jnp.matmul(x_ND, weight_DQ, precision=precision), axis, name
         )
@@ -92,16 +92,9 @@ def _narrow_factor_first(product_QD: jax.Array) -> jax.Array:
     )
 
 
-@jax.custom_vjp
-def _with_narrow_factor_first(weight_DQ: jax.Array) -> jax.Array:
-    """Return the matrix unchanged; its gradient is computed as (Q, D), and then transposed."""
-    return weight_DQ
-
-
-_with_narrow_factor_first.defvjp(
-    lambda weight_DQ: (weight_DQ, None),
-    lambda _, gradient_DQ: (_narrow_factor_first(gradient_DQ.T).T,),
-)
+def _transposed_narrow_first(gradient_DQ: jax.Array) -> jax.Array:
+    """Return a gradient of weights that is computed as (Q, D), and then transposed."""
+    return _narrow_factor_first(gradient_DQ.T).T
 
 
 def _split(product: jax.Array, matrices: Sequence[jax.Array]) -> list[jax.Array]:

@@ -9,6 +9,9 @@ Dimension letters: N tokens, D inputs, F outputs, E experts, R rank of one exper
 expert's own factor, P = E · R stacked ranks, Q columns of the first factor.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -73,7 +76,7 @@ def sum_of_experts(hidden_NP: jax.Array, weights_ERF: jax.Array) -> jax.Array:
     """
     E, R, F = weights_ERF.shape
     if _pad(E) * R < E * _pad(R):
-        weights_ERF = _with_experts_last_in_gradient(weights_ERF)
+        weights_ERF = map_gradient(_store_experts_last, weights_ERF)
     return hidden_NP @ weights_ERF.reshape(-1, F).astype(hidden_NP.dtype)
 
 
@@ -82,26 +85,31 @@ def _pad(size: int) -> int:
     return -(-size // _TPU_SUBLANES) * _TPU_SUBLANES
 
 
-@jax.custom_vjp
-def _with_experts_last_in_gradient(weights_ERF: jax.Array) -> jax.Array:
-    """Return the matrices unchanged; on TPUs, their gradient is stored in the order (R, E, F).
+def _store_experts_last(gradient_ERF: jax.Array) -> jax.Array:
+    """Return a gradient that TPUs store in the order (R, E, F).
 
     The gradients of all layers are in memory at once, and would be padded from a rank of 12 to 16.
     """
-    return weights_ERF
+    return jax.lax.platform_dependent(
+        gradient_ERF,
+        tpu=lambda gradient_ERF: with_layout_constraint(gradient_ERF, Layout((1, 0, 2))),
+        default=lambda gradient_ERF: gradient_ERF,
+    )
 
 
-def _store_experts_last(gradient_ERF: jax.Array) -> jax.Array:
-    return with_layout_constraint(gradient_ERF, Layout((1, 0, 2)))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def map_gradient(function: Callable[[jax.Array], jax.Array], values: jax.Array) -> jax.Array:
+    """Return the values unchanged, but apply a function to their gradient.
+
+    Args:
+        function: Function that returns the same gradient, computed or stored in another way.
+        values: Any array.
+    """
+    return values
 
 
-_with_experts_last_in_gradient.defvjp(
-    lambda weights_ERF: (weights_ERF, None),
-    lambda _, gradient_ERF: (
-        jax.lax.platform_dependent(
-            gradient_ERF, tpu=_store_experts_last, default=lambda gradient_ERF: gradient_ERF
-        ),
-    ),
+map_gradient.defvjp(
+    lambda function, values: (values, None), lambda function, _, gradient: (function(gradient),)
 )
 
 
