@@ -46,6 +46,11 @@ class AdapterBank:
         return any(adapter.experts_per_layer for adapter in self.adapters)
 
     @property
+    def has_router_offset(self) -> bool:
+        """True if a router has a bias, with any of the adapters."""
+        return any(adapter.has_router and adapter.router.has_offset for adapter in self.adapters)
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """Names of the linear layers that any of the adapters adapts."""
         return tuple(name for name in LINEARS if self.indices(name))
@@ -90,8 +95,9 @@ class BankedExperts(nn.Module):
 
     The parameters are in collection `bank`, and `models.adapter_bank` computes them: `down`, (D,
     Q), for each adapter, linear layer and expert; `router`, (D, M) float32; `up_NAME`, (P, F), with
-    the scale of the adapter; `factor_NAME`, (A + 1, F) float32, if an adapter is a DoRA; and
-    `experts`, (A,) int32, the number of experts of each adapter in this layer, if layers differ.
+    the scale of the adapter; `factor_NAME`, (A + 1, F) float32, if an adapter is a DoRA; `offset`,
+    (M,) float32, biases of the routers, if a router has one; and `experts`, (A,) int32, the number
+    of experts of each adapter in this layer, if layers differ.
 
     Attributes:
         bank: Settings of the adapters.
@@ -117,12 +123,15 @@ class BankedExperts(nn.Module):
         num_ranks, num_logits = zip(*((each.ranks, each.logits) for each in shares), strict=True)
         hidden = jnp.split(self._project_down(x_ND, sum(num_ranks)), _ends(num_ranks), axis=1)
         logits = jnp.split(self._route(x_ND, sum(num_logits)), _ends(num_logits), axis=1)
+        offsets = jnp.split(self._offset(sum(num_logits)), _ends(num_logits))
         experts_A = self._num_experts()
         gated: dict[str, list[jax.Array]] = {output.name: [] for output in self.outputs}
         for index, share in enumerate(shares):
             if share.linears:
                 num_experts = None if experts_A is None else experts_A[index]
-                each = self._gate(index, hidden[index], logits[index], num_experts, adapter_N)
+                each = self._gate(
+                    index, hidden[index], logits[index], offsets[index], num_experts, adapter_N
+                )
                 parts = jnp.split(each, len(share.linears), axis=1)
                 for name, part in zip(share.linears, parts, strict=True):
                     gated[name].append(part)
@@ -136,10 +145,8 @@ class BankedExperts(nn.Module):
 
     def _share(self, adapter: AdapterConfig) -> '_Share':
         linears = [output.name for output in self.outputs if output.name in adapter.targets]
-        num_experts = len(linears) * adapter.num_experts
-        return _Share(
-            linears, num_experts * adapter.structure.rank, num_experts if adapter.has_router else 0
-        )
+        num_ranks = adapter.num_experts * adapter.structure.rank
+        return _Share(linears, len(linears) * num_ranks, len(linears) * adapter.num_logits)
 
     def _project_down(self, x_ND: jax.Array, num_ranks: int) -> jax.Array:
         axes = (self.input_axis, 'rank')
@@ -156,6 +163,11 @@ class BankedExperts(nn.Module):
             jnp.matmul(x32_ND, router_DM, precision=highest), 'rank', 'router'
         )
 
+    def _offset(self, num_logits: int) -> jax.Array:
+        if not self.bank.has_router_offset:
+            return jnp.zeros(num_logits)
+        return self._parameter('offset', (num_logits,), ('rank',), 'float32')
+
     def _num_experts(self) -> jax.Array | None:
         if not self.bank.has_experts_per_layer:
             return None
@@ -166,6 +178,7 @@ class BankedExperts(nn.Module):
         index: int,
         hidden_NQ: jax.Array,
         logits_NM: jax.Array,
+        offset_M: jax.Array,
         num_experts: jax.Array | None,
         adapter_N: jax.Array,
     ) -> jax.Array:
@@ -173,10 +186,14 @@ class BankedExperts(nn.Module):
         adapter, is_own_N1 = self.bank.adapters[index], (adapter_N == index)[:, None]
         if not adapter.has_router:
             return jnp.where(is_own_N1, hidden_NQ, 0)
-        # All linear layers at once.
-        routing = adapter.router.route(logits_NM.reshape(-1, adapter.num_experts), num_experts)
-        gates_NM = routing.gates.reshape(logits_NM.shape)
-        return products.gate(hidden_NQ, jnp.where(is_own_N1, gates_NM, 0))
+        # All linear layers at once, each in rows of its own.
+        rows = (-1, adapter.num_logits)
+        offset = None
+        if adapter.router.has_offset:
+            offset = jnp.broadcast_to(offset_M[None], logits_NM.shape).reshape(rows)
+        routing = adapter.router.route(logits_NM.reshape(rows), offset, num_experts)
+        gates_NE = routing.gates.reshape(hidden_NQ.shape[0], -1)
+        return products.gate(hidden_NQ, jnp.where(is_own_N1, gates_NE, 0))
 
     def _project_up(self, output: Output, hidden_NP: jax.Array) -> jax.Array:
         shape, axes = (hidden_NP.shape[1], output.features), ('rank', output.axis)

@@ -33,6 +33,9 @@ Leaves = Mapping[str, jax.Array]
 # learning rate; and a description for reports.
 PARAMETER_KINDS = {
     'router': ('router', 'routers'),
+    'threshold': ('router', 'weights of thresholds'),
+    'threshold_bias': ('router', 'biases of thresholds'),
+    'balance_bias': ('router', 'load-balancing biases'),
     'down': ('down', 'down-projections, A'),
     'shared_down': ('down', 'shared subspace, S_A'),
     'core': ('core', 'cores, P'),

@@ -9,12 +9,14 @@ import numpy as np
 from malora_jax import errors
 from malora_jax.adapters import initializers
 from malora_jax.adapters.base_structure import Axis, Structure, require
-from malora_jax.adapters.routers import RouterConfig
+from malora_jax.adapters.rank_experts import RankExperts
+from malora_jax.adapters.routers import BALANCE_BIAS, RouterConfig
 from malora_jax.adapters.structures import DoRA
 
 # Linear layers of a transformer layer that can be adapted.
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 DEFAULT_TARGETS = ('q', 'k', 'v', 'gate', 'up', 'down')
+STARTS = ('random', 'sparse')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +30,19 @@ class Initialization:
             every expert is initialized as a copy of the first expert's ("same A_t" in Table 3).
             This is a control experiment: sharing a factor also gives all experts the same start,
             and this setting gives them the same start without sharing.
+        start: Values of the first factor, one of `STARTS`: 'random' as the structure defines them;
+            or 'sparse', normal in a random share K / E of the inputs of each rank, and zero in the
+            others (FlyLoRA).
     """
 
     beta: float = 1.0
     identical: bool = False
+    start: str = 'random'
 
     def __post_init__(self):
         require(self.beta > 0, 'beta', self.beta, 'positive')
+        if self.start not in STARTS:
+            raise errors.unknown_name('adapter.start', self.start, STARTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,18 +108,26 @@ class AdapterConfig:
         require(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
         require(self.alignment_weight >= 0, 'alignment_weight', self.alignment_weight, 'at least 0')
         self._check_frozen()
+        self._check_scores()
         require(
-            router.gates != 'equal' or (self.has_router and self._router_learns_from_balance),
+            router.gates != 'equal'
+            or not router.has_weight
+            or (self.has_router and self._router_learns_from_balance),
             'equal_gates',
             True,
             "False unless num_experts > top_k and balance_weight > 0, or 'router' is in "
             'adapter.frozen: with equal gates, only the load-balancing loss trains the router',
         )
         require(
-            not self.dispatch or (self.has_router and bool(self.structure.dispatch_factors)),
+            not self.dispatch
+            or (
+                self.has_router
+                and bool(self.structure.dispatch_factors)
+                and router.scores != 'threshold'
+            ),
             'dispatch',
             True,
-            "False unless num_experts > 1 and subspace is 'down'",
+            "False unless num_experts > 1, subspace is 'down' and scores is not 'threshold'",
         )
         require(
             router.input == 'x' or self.structure.first_factor_axis != 'expert',
@@ -140,11 +156,33 @@ class AdapterConfig:
             f'num_experts = {self.num_experts}',
         )
 
+    def _check_scores(self) -> None:
+        router = self.router
+        require(
+            router.scores == 'softmax' or self.has_router,
+            'scores',
+            router.scores,
+            "'softmax' for a single expert",
+        )
+        require(
+            router.bias_rate == 0 or (self.has_router and router.top_k < self.num_experts),
+            'bias_rate',
+            router.bias_rate,
+            '0 unless num_experts > top_k, because the loads are equal otherwise',
+        )
+        is_of_ranks = isinstance(self.structure, RankExperts)
+        for field, value in (('scores', router.scores), ('start', self.initialization.start)):
+            needs_ranks = value in ('magnitude', 'sparse')
+            require(
+                is_of_ranks or not needs_ranks, field, value, "another unless subspace is 'ranks'"
+            )
+
     def _check_frozen(self) -> None:
+        trainable = [name for name in self.leaf_names if name != BALANCE_BIAS]
         for name in self.frozen:
-            if name not in self.leaf_names:
-                raise errors.unknown_name('parameter in adapter.frozen', name, self.leaf_names)
-        has_trainable = set(self.frozen) < set(self.leaf_names)
+            if name not in trainable:
+                raise errors.unknown_name('parameter in adapter.frozen', name, trainable)
+        has_trainable = set(self.frozen) < set(trainable)
         require(
             has_trainable,
             'frozen',
@@ -194,10 +232,28 @@ class AdapterConfig:
         return self.alpha / (rank**0.5 if self.rank_stabilized else rank)
 
     @property
+    def num_logits(self) -> int:
+        """Number of logits per token of the router of one linear layer; 0 without a router."""
+        if not self.has_router:
+            return 0
+        return self.num_experts + (self.router.scores == 'threshold')
+
+    @property
     def leaf_names(self) -> tuple[str, ...]:
         """Names of the adapter parameters of one linear layer, such as 'router' and 'up'."""
         one = Axis('', 1)
         return (*self.axes(one, one), *self.structure.kernel_dependent)
+
+    def collection(self, name: str) -> str:
+        """Return the Flax collection of a parameter: 'adapter', or 'adapter_frozen'.
+
+        The optimizer trains only the parameters in the collection 'adapter'.
+
+        Args:
+            name: Name of the parameter.
+        """
+        is_untrained = name in self.frozen or name == BALANCE_BIAS
+        return 'adapter_frozen' if is_untrained else 'adapter'
 
     @property
     def _router_learns_from_balance(self) -> bool:
@@ -210,7 +266,7 @@ class AdapterConfig:
         return has_gradient or 'router' in self.frozen
 
     def axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of each low-rank factor, and of the router's weight if there is a router.
+        """Return the axes of each low-rank factor, and of the router's parameters if there is one.
 
         Args:
             inputs: Input axis of the linear layer, size D.
@@ -224,13 +280,10 @@ class AdapterConfig:
             return factors
         first = factors[self.structure.factors[0]]
         input_axis = inputs if self.router.input == 'x' else first[-1]
-        return {'router': (input_axis, self.structure.expert_axis)} | factors
+        return self.router.axes(input_axis, self.structure.expert_axis) | factors
 
     def initialize(self, key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
         """Initialize the adapter parameters of one linear layer.
-
-        The paper does not specify the initialization of the router's weight W_g. It is
-        Kaiming-uniform here, the default of PyTorch's linear layers.
 
         Args:
             key: Random key.
@@ -249,8 +302,12 @@ class AdapterConfig:
                 name: jnp.broadcast_to(leaves[name][:1], leaves[name].shape)
                 for name in structure.expert_input_factors
             }
+        if initialization.start == 'sparse':
+            nonzeros = max(1, inputs * self.router.top_k // self.num_experts)
+            leaves[structure.factors[0]] = initializers.sparse_normal(
+                key, inputs, self.num_experts, nonzeros
+            )
         if self.has_router:
-            axes = self.axes(Axis('', inputs), Axis('', outputs))['router']
-            shape = tuple(axis.size for axis in axes)
-            leaves['router'] = initializers.kaiming_uniform(router_key, shape)
+            router_inputs = inputs if self.router.input == 'x' else structure.subspace_rank
+            leaves |= self.router.initialize(router_key, router_inputs, self.num_experts)
         return leaves

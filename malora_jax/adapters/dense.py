@@ -5,7 +5,7 @@ G_t of expert t. The structures compute B_t A_t from several factors, some of wh
 share. Text generation and other programs need only A_t, B_t and the router's weight.
 
 Dimension letters: L layers, E experts, D inputs and F outputs of a linear layer, R rank of one
-expert.
+expert, M logits of a router.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,14 @@ class DenseExperts(NamedTuple):
     Attributes:
         down: (L, E, D, R), down-projection A_t of each expert, transposed.
         up: (L, E, R, F), up-projection B_t of each expert, transposed.
-        router: (L, D, E), weight of the router, transposed; zeros for a single expert.
+        router: (L, D, M), weight of the router, transposed; zeros for a single expert.
+        router_offset: (L, M), bias for `RouterConfig.route`; None if the router has none.
     """
 
     down: Any
     up: Any
     router: Any
+    router_offset: Any
 
     def stacked_down(self) -> Any:
         """Return the experts' A_t below each other, (L, E · R, D)."""
@@ -50,9 +52,13 @@ def fold(adapter: AdapterConfig, leaves: Mapping[str, Any]) -> DenseExperts:
         UserError: An expert of the adapter's structure is not a product of two matrices.
     """
     down, up = adapter.structure.projections(leaves)
-    router = leaves['router'] if adapter.has_router else 0 * down[:, 0, :, :1]
-    if adapter.has_router and adapter.router.input != 'x':
-        # The router reads the product of the input with the shared first factor.
-        router = leaves[adapter.structure.factors[0]] @ router
+    router, offset = 0 * down[:, 0, :, :1], None
+    if adapter.has_router:
+        first = leaves[adapter.structure.factors[0]]
+        router = adapter.router.weight(leaves) if adapter.router.has_weight else first
+        if adapter.router.input != 'x':
+            # The router reads the product of the input with the shared first factor.
+            router = first @ router
+        offset = adapter.router.offset(leaves)
     # Experts may share one down-projection.
-    return DenseExperts(down.repeat(up.shape[1] // down.shape[1], axis=1), up, router)
+    return DenseExperts(down.repeat(up.shape[1] // down.shape[1], axis=1), up, router, offset)

@@ -24,6 +24,24 @@ def kaiming_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
+def sparse_normal(key: jax.Array, inputs: int, rank: int, nonzeros: int) -> jax.Array:
+    """Draw a sparse down-projection A of FlyLoRA, from the normal distribution N(0, 1/R²).
+
+    Args:
+        key: Random key.
+        inputs: Number of inputs, D.
+        rank: Number of rows of A, R.
+        nonzeros: Number of entries of each row of A that are not zero, at random inputs.
+
+    Returns:
+        A transposed, (D, R) float32.
+    """
+    input_key, value_key = jax.random.split(key)
+    is_nonzero_DR = jnp.broadcast_to(jnp.arange(inputs)[:, None] < nonzeros, (inputs, rank))
+    is_nonzero_DR = jax.random.permutation(input_key, is_nonzero_DR, independent=True)
+    return jnp.where(is_nonzero_DR, jax.random.normal(value_key, (inputs, rank)) / rank, 0)
+
+
 def shared_subspace(
     key: jax.Array, *, inputs: int, num_experts: int, rank: int, shared_rank: int, beta: float
 ) -> tuple[jax.Array, jax.Array]:

@@ -30,7 +30,8 @@ class ProjectedInput(NamedTuple):
     """Router logits and down-projected input of one adapter.
 
     Attributes:
-        logits: (N, E) float32, logits of the router; None without a router.
+        logits: (N, M) float32, logits of the router, for `RouterConfig.route`; None without a
+            router.
         down_projected: (N, Q), down-projection of `after_dropout`: by the shared S_A, or by the
             A_t of all experts, concatenated.
         after_dropout: (N, D), input of the linear layer after dropout.
@@ -60,8 +61,10 @@ def project_input(
     """
     axis = config.structure.first_factor_axis
     downs = [config.structure.first_factor(each) for each in leaves]
-    weights = [each['router'] for each in leaves] if config.has_router else []
-    routers = weights if config.router.input == 'x' else []
+    router, weights = config.router, []
+    if config.has_router and router.has_weight:
+        weights = [router.weight(each) for each in leaves]
+    routers = weights if router.input == 'x' else []
     logits: Sequence[jax.Array | None]
     is_trained = not {config.structure.factors[0], 'router'}.intersection(config.frozen)
     if after_dropout_ND is x_ND and is_trained:
@@ -69,8 +72,10 @@ def project_input(
     else:
         down_projected, _ = multiply_input(after_dropout_ND, downs, [], axis)
         _, logits = multiply_input(x_ND, [], routers, axis)
-    if not weights:
+    if not config.has_router:
         logits = [None] * len(leaves)
+    elif not router.has_weight:
+        logits = [projected_NQ.astype(jnp.float32) for projected_NQ in down_projected]
     elif not routers:
         logits = [
             products.save_for_backward(
@@ -169,7 +174,8 @@ class LowRankExperts(nn.Module):
             self._record('alignment', 'moments', moments)
         structure, gates_NE = self.config.structure, None
         if projected.logits is not None:
-            routing = self._route(projected.logits, groups_NG, num_experts)
+            offset = self.config.router.offset(leaves)
+            routing = self._route(projected.logits, offset, groups_NG, num_experts)
             if self.config.dispatch:
                 return scale * self._dispatch_update(projected, leaves, routing)
             gates_NE = routing.gates
@@ -216,16 +222,20 @@ class LowRankExperts(nn.Module):
         leaves = {}
         for name, axes in config.axes(Axis(in_axis, inputs), Axis(out_axis, self.features)).items():
             names = tuple(axis.name for axis in axes)
-            collection = 'adapter_frozen' if name in config.frozen else 'adapter'
             boxed = nn.with_logical_partitioning(lambda name=name: initial_leaves()[name], names)
-            value = cast(jax.Array, self.variable(collection, name, boxed).value)
+            value = cast(jax.Array, self.variable(config.collection(name), name, boxed).value)
             leaves[name] = sharding.gather(value, names)
         return leaves
 
     def _route(
-        self, logits_NE: jax.Array, groups_NG: jax.Array | None, num_experts: jax.Array | None
+        self,
+        logits_NM: jax.Array,
+        offset_M: jax.Array | None,
+        groups_NG: jax.Array | None,
+        num_experts: jax.Array | None,
     ) -> routers.Routing:
-        routing = self.config.router.route(logits_NE, num_experts)
+        offset_1M = None if offset_M is None else offset_M[None]
+        routing = self.config.router.route(logits_NM, offset_1M, num_experts)
         if groups_NG is not None:
             sums = routers.sum_by_group(routing, groups_NG)
             self._record('routing', 'sums', sums)

@@ -63,14 +63,11 @@ class Magnitude(nn.Module):
         norms_F = checkpoint_name(norms_F, 'lengths')
         (name,) = self.config.structure.kernel_dependent
         boxed = nn.with_logical_partitioning(lambda: norms_F, (self.axis,))
-        leaf = self.variable(self._collection(name), name, boxed)
+        leaf = self.variable(self.config.collection(name), name, boxed)
         return cast(jax.Array, leaf.value) / norms_F
 
     def _factor(self, name: str) -> jax.Array:
-        return cast(jax.Array, nn.unbox(self.get_variable(self._collection(name), name)))
-
-    def _collection(self, name: str) -> str:
-        return 'adapter_frozen' if name in self.config.frozen else 'adapter'
+        return cast(jax.Array, nn.unbox(self.get_variable(self.config.collection(name), name)))
 
 
 def multipliers(config: AdapterConfig | None, kernel_LDF: jax.Array, leaves: Leaves) -> jax.Array:

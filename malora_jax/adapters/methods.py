@@ -8,6 +8,7 @@ from malora_jax import errors
 from malora_jax.adapters import structures
 from malora_jax.adapters.base_structure import Structure, SubspaceStructure, require
 from malora_jax.adapters.config import DEFAULT_TARGETS, AdapterConfig, Initialization
+from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.adapters.routers import RouterConfig
 
 # Structures with a subspace of `shared_rank` dimensions, by the value of `adapter.subspace`.
@@ -18,6 +19,7 @@ SUBSPACES: dict[str, type[Structure]] = {
     'heads': structures.HydraLoRA,
     'tails': structures.ALoRA,
     'both': structures.CoMoL,
+    'ranks': RankExperts,
 }
 
 
@@ -40,10 +42,12 @@ class AdapterSettings:
             a core P_t (MALoRA). 'own': each expert has a subspace of d / N dimensions and a core
             ("w/o shared S_A" in Table 3 of the MALoRA paper). 'up': all experts share the
             up-projection S_B ("decomposing B_t" in Table 3). The other kinds are not in the paper,
-            and `shared_rank` must equal `rank` with them. 'heads': all experts share the
+            and `shared_rank` must equal `rank` with all but 'ranks'. 'heads': all experts share the
             down-projection A, without cores (HydraLoRA). 'tails': all experts share the
             up-projection B, without cores (ALoRA). 'both': all experts share A and B, and each has
-            a core of its own (CoMoL; MoSLoRA with a single expert).
+            a core of its own (CoMoL; MoSLoRA with a single expert). 'ranks': each of the ranks of
+            one LoRA is an expert (SMoRA, FlyLoRA); then `rank` is 1, and `shared_rank` equals
+            `num_experts`.
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA).
         magnitude: Whether the columns of W + (α/r) B A are scaled to trained lengths (DoRA); only
             for a single expert.
@@ -71,6 +75,15 @@ class AdapterSettings:
             `num_experts` in all layers.
         alignment_weight: Coefficient of the alignment loss, which brings the down-projected inputs
             of different tasks closer to each other (Align-LoRA, arXiv 2508.05078); 0 for none.
+        scores: Scores by which the router chooses experts, and which become gates: 'softmax' of the
+            logits; 'sigmoid' of each logit (SMoRA); 'threshold', the softmax minus a trained
+            threshold, for the experts that are above it (AdaMoLE); or 'magnitude', |A x| of each
+            rank, without a router weight (FlyLoRA).
+        gates_sum_to_k: Whether the gates, with `renormalize` or `equal_gates`, sum to K instead of
+            one, so that their mean over the chosen experts is one (SMoRA, FlyLoRA).
+        bias_rate: Change per step of a bias that balances the load of the experts without a
+            gradient: it is added to the scores when experts are chosen (SMoRA); 0 for no bias.
+        start: Initial values of the first factor: 'random', or 'sparse' as in FlyLoRA.
 
     Raises:
         UserError: A value has the wrong type.
@@ -96,6 +109,10 @@ class AdapterSettings:
     router_input: str = 'x'
     experts_per_layer: tuple[int, ...] = ()
     alignment_weight: float = 0.0
+    scores: str = 'softmax'
+    gates_sum_to_k: bool = False
+    bias_rate: float = 0.0
+    start: str = 'random'
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -115,10 +132,18 @@ class AdapterSettings:
         gates = 'equal' if self.equal_gates else 'renormalized' if self.renormalize else 'softmax'
         return AdapterConfig(
             structure=self._structure(),
-            router=RouterConfig(self.top_k, self.router_input, gates, self.balance_weight),
+            router=RouterConfig(
+                self.top_k,
+                self.router_input,
+                gates,
+                self.balance_weight,
+                self.scores,
+                self.gates_sum_to_k,
+                self.bias_rate,
+            ),
             alpha=self.alpha,
             rank_stabilized=self.rank_stabilized,
-            initialization=Initialization(self.beta, self.identical_start),
+            initialization=Initialization(self.beta, self.identical_start, self.start),
             dropout=self.dropout,
             frozen=self.frozen,
             targets=self.targets,
@@ -150,8 +175,10 @@ class AdapterSettings:
         kind = SUBSPACES[self.subspace]
         if issubclass(kind, SubspaceStructure):
             return kind(self.num_experts, self.rank, self.shared_rank)
-        description = f'equal to rank ({self.rank}) if subspace is {self.subspace!r}'
-        require(self.shared_rank == self.rank, 'shared_rank', self.shared_rank, description)
+        field = 'num_experts' if kind is RankExperts else 'rank'
+        expected = getattr(self, field)
+        description = f'equal to {field} ({expected}) if subspace is {self.subspace!r}'
+        require(self.shared_rank == expected, 'shared_rank', self.shared_rank, description)
         return kind(self.num_experts, self.rank)
 
 
@@ -180,6 +207,10 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         router_input=router.input,
         experts_per_layer=adapter.experts_per_layer,
         alignment_weight=adapter.alignment_weight,
+        scores=router.scores,
+        gates_sum_to_k=router.sum_to_k,
+        bias_rate=router.bias_rate,
+        start=adapter.initialization.start,
     )
 
 
@@ -214,6 +245,8 @@ _TOP2_OF_8 = dict(num_experts=8, top_k=2)
 # If every token uses all experts, their loads are equal and the load-balancing loss is constant.
 _DENSE = dict(num_experts=8, top_k=8, balance_weight=0.0)
 
+_RANKS = dict(rank=1, subspace='ranks', balance_weight=0.0)
+
 # Settings by method: Tables 8 and 9 of the MALoRA paper, then the ablations of Table 3. α is
 # 2 · rank in every row of the tables, so `method` also uses it where the paper does not give α.
 METHODS: dict[str, dict[str, Any]] = {
@@ -237,6 +270,30 @@ METHODS: dict[str, dict[str, Any]] = {
     'hydralora_top2': dict(_TOP2_OF_8, rank=12, shared_rank=12, subspace='heads', renormalize=True),
     'alora': dict(_DENSE, rank=16, shared_rank=16, subspace='tails'),
     # λ is that of the authors' script.
+    'adamole': dict(num_experts=8, top_k=8, rank=8, scores='threshold', renormalize=True),
+    # 44 ranks have about as many parameters as the other methods; the paper has 64.
+    'smora': dict(
+        _RANKS,
+        num_experts=44,
+        shared_rank=44,
+        top_k=8,
+        scores='sigmoid',
+        renormalize=True,
+        gates_sum_to_k=True,
+        bias_rate=1e-5,
+    ),
+    'flylora': dict(
+        _RANKS,
+        num_experts=128,
+        shared_rank=128,
+        top_k=32,
+        scores='magnitude',
+        equal_gates=True,
+        gates_sum_to_k=True,
+        bias_rate=1e-3,
+        start='sparse',
+        frozen=('shared_down',),
+    ),
     'align_lora': dict(num_experts=1, top_k=1, rank=64, alignment_weight=0.2),
     'moslora': dict(num_experts=1, top_k=1, rank=64, shared_rank=64, subspace='both'),
     'comol': dict(_DENSE, rank=64, shared_rank=64, subspace='both', router_input='first'),

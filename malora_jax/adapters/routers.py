@@ -1,27 +1,34 @@
-"""Top-k softmax routing with load balancing: settings, gates, loss and routing statistics.
+"""Top-k routing with load balancing: settings, parameters, gates, loss and routing statistics.
 
 Equation numbers and tables refer to the MALoRA paper.
 
-Dimension letters: N tokens, E experts, G groups of tokens (tasks), L any leading axes (layers).
+Dimension letters: N tokens, D inputs, E experts, M logits of a router, G groups of tokens (tasks),
+L any leading axes (layers).
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from malora_jax import errors
+from malora_jax.adapters import initializers
+from malora_jax.adapters.base_structure import Axis
+from malora_jax.adapters.scores import SCORES, shares
 
 # Inputs of a router: 'x', the input of the linear layer before dropout; or 'first', the input after
 # dropout times the shared down-projection, such as S_A drop(x). `low_rank.project_input` computes
 # the logits. `AdapterConfig` permits 'first' only if all experts share their down-projection.
 INPUTS = ('x', 'first')
-# Gates of the top-k experts: 'softmax', their probabilities, as in the paper; 'renormalized', these
-# probabilities scaled to sum to one; 'equal', 1/K each without a gradient, so that the router
-# learns from the load-balancing loss alone.
+# Gates of the top-k experts: 'softmax', their scores, which are probabilities in the paper;
+# 'renormalized', these scores scaled to sum to one; 'equal', 1/K each without a gradient, so that
+# the router learns from the load-balancing loss alone.
 GATES = ('softmax', 'renormalized', 'equal')
+# Name of the parameter that balances the load of the experts without a gradient.
+BALANCE_BIAS = 'balance_bias'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +39,15 @@ class RouterConfig:
         top_k: Number of active experts per token, K.
         input: Input of the router, one of `INPUTS`: 'x', the input of the linear layer; or
             'first', the down-projected input.
-        gates: Kind of gates of the top-k experts, one of `GATES`: 'softmax', their probabilities;
-            'renormalized', these probabilities scaled to sum to one; or 'equal', 1/K
-            each.
+        gates: Kind of gates of the top-k experts, one of `GATES`: 'softmax', their scores;
+            'renormalized', these scores scaled to sum to one; or 'equal', 1/K each.
         balance_weight: Coefficient of the load-balancing loss; 0.01 in the paper's tables.
+        scores: Scores of the experts, a key of `scores.SCORES`: 'softmax' of the logits, as in the
+            paper; 'sigmoid' of each logit; 'threshold', the softmax minus a trained threshold, for
+            the experts that are above it; or 'magnitude', |A x| of single ranks, for which the
+            router has no weight.
+        sum_to_k: Whether renormalized or equal gates are multiplied by K, so that they sum to K.
+        bias_rate: Change of the balancing bias per step, u: see `balance_bias`. 0 for no bias.
 
     Raises:
         UserError: A setting is unknown or out of range.
@@ -45,8 +57,13 @@ class RouterConfig:
     input: str = 'x'
     gates: str = 'softmax'
     balance_weight: float = 0.01
+    scores: str = 'softmax'
+    sum_to_k: bool = False
+    bias_rate: float = 0.0
 
     def __post_init__(self):
+        if self.scores not in SCORES:
+            raise errors.unknown_name('adapter.scores', self.scores, SCORES)
         if self.input not in INPUTS:
             raise errors.unknown_name('adapter.router_input', self.input, INPUTS)
         if self.gates not in GATES:
@@ -63,36 +80,166 @@ class RouterConfig:
         if self.balance_weight < 0:
             raise errors.out_of_range('adapter.balance_weight', self.balance_weight, 'at least 0')
 
-    def gates_sum_to_one(self, num_experts: int) -> bool:
-        """Return whether the gates of every token sum to one.
+        if self.scores != 'softmax' and self.gates == 'softmax':
+            raise errors.out_of_range(
+                'adapter.renormalize',
+                False,
+                f'True with adapter.scores = {self.scores!r}, whose gates would have any sum '
+                'otherwise; or use adapter.equal_gates',
+            )
+        if self.sum_to_k and self.gates == 'softmax':
+            raise errors.out_of_range(
+                'adapter.gates_sum_to_k', True, 'False without renormalize or equal_gates'
+            )
+        if self.bias_rate < 0:
+            raise errors.out_of_range('adapter.bias_rate', self.bias_rate, 'at least 0')
+        if self.bias_rate > 0 and self.scores == 'threshold':
+            raise errors.out_of_range(
+                'adapter.bias_rate',
+                self.bias_rate,
+                "0 with adapter.scores = 'threshold', which chooses no fixed number of experts",
+            )
+
+    @property
+    def has_weight(self) -> bool:
+        """True if the router has a weight matrix, which multiplies its input."""
+        return self.scores != 'magnitude'
+
+    @property
+    def has_offset(self) -> bool:
+        """True if there is a bias, of the threshold or of the load."""
+        return self.scores == 'threshold' or self.bias_rate > 0
+
+    @property
+    def min_experts(self) -> int:
+        """Smallest number of experts that a token can be routed to."""
+        return 1 if self.scores == 'threshold' else self.top_k
+
+    def is_dense(self, num_experts: int) -> bool:
+        """Return whether every token is routed to all experts.
 
         Args:
             num_experts: Number of experts of the layer, E.
         """
-        return self.gates != 'softmax' or self.top_k == num_experts
+        return self.min_experts == num_experts
 
-    def route(self, logits_NE: jax.Array, num_experts: jax.Array | None = None) -> 'Routing':
-        """Choose the top-k experts of each token: G(x) = TopK(Softmax(W_g x)), eq. (4).
+    def gate_sum(self, num_experts: int) -> int | None:
+        """Return the sum of the gates of a token; None if it differs between tokens.
 
         Args:
-            logits_NE: (N, E) float32, logits W_g x.
+            num_experts: Number of experts of the layer, E.
+        """
+        if self.gates == 'softmax' and self.top_k < num_experts:
+            return None
+        return self.top_k if self.sum_to_k else 1
+
+    def axes(self, inputs: Axis, experts: Axis) -> dict[str, tuple[Axis, ...]]:
+        """Return the axes of each parameter of the router, by name.
+
+        Args:
+            inputs: Axis of the router's input.
+            experts: Axis of the experts, size E.
+        """
+        axes: dict[str, tuple[Axis, ...]] = {}
+        if self.has_weight:
+            axes['router'] = (inputs, experts)
+        if self.scores == 'threshold':
+            axes |= {'threshold': (inputs, Axis('rank', 1)), 'threshold_bias': (Axis('rank', 1),)}
+        if self.bias_rate > 0:
+            axes[BALANCE_BIAS] = (experts,)
+        return axes
+
+    def initialize(self, key: jax.Array, inputs: int, num_experts: int) -> dict[str, jax.Array]:
+        """Initialize the parameters of the router.
+
+        The MALoRA paper does not specify the initialization of W_g. It is Kaiming-uniform here, the
+        default of PyTorch's linear layers, and the threshold's weight and bias are, too.
+
+        Args:
+            key: Random key.
+            inputs: Number of entries of the router's input, D.
+            num_experts: Number of experts, E.
+
+        Returns:
+            Float32 arrays by name.
+        """
+        leaves = {}
+        if self.has_weight:
+            leaves['router'] = initializers.kaiming_uniform(key, (inputs, num_experts))
+        if self.scores == 'threshold':
+            weight_key, bias_key = jax.random.split(jax.random.fold_in(key, 1))
+            leaves['threshold'] = initializers.kaiming_uniform(weight_key, (inputs, 1))
+            # The distribution of the bias is that of an entry of the weight.
+            leaves['threshold_bias'] = initializers.kaiming_uniform(bias_key, (inputs, 1))[0]
+        if self.bias_rate > 0:
+            leaves[BALANCE_BIAS] = jnp.zeros(num_experts)
+        return leaves
+
+    def weight(self, leaves: Mapping[str, Any]) -> Any:
+        """Return the matrix whose product with the router's input are the logits, (..., D, M).
+
+        The columns are those of W_g, followed by the weight of the threshold, if there is one.
+
+        Args:
+            leaves: Parameters by name: NumPy or JAX arrays, with any leading axes.
+        """
+        if self.scores != 'threshold':
+            return leaves['router']
+        namespace = leaves['router'].__array_namespace__()
+        return namespace.concat([leaves['router'], leaves['threshold']], axis=-1)
+
+    def offset(self, leaves: Mapping[str, Any]) -> Any:
+        """Return the bias of the threshold or the balancing bias for `route`, (..., M).
+
+        Args:
+            leaves: Parameters by name: NumPy or JAX arrays, with any leading axes.
+
+        Returns:
+            None if the router has neither of them.
+        """
+        if self.scores == 'threshold':
+            namespace = leaves['router'].__array_namespace__()
+            zeros = namespace.zeros_like(leaves['router'][..., 0, :])
+            return namespace.concat([zeros, leaves['threshold_bias']], axis=-1)
+        return leaves.get(BALANCE_BIAS)
+
+    def route(
+        self,
+        logits_NM: jax.Array,
+        offset_NM: jax.Array | None = None,
+        num_experts: jax.Array | None = None,
+    ) -> 'Routing':
+        """Choose the experts of each token: in the paper, G(x) = TopK(Softmax(W_g x)), eq. (4).
+
+        Args:
+            logits_NM: (N, M) float32, products of the input with `weight`; or, without a weight,
+                the activations A x.
+            offset_NM: (N, M) or (1, M) float32, what `offset` returns.
             num_experts: () int32 number of experts of this layer, if layers have different
                 numbers; the others get the probability 0.
 
         Returns:
             Gates, probabilities and selected experts of each token.
         """
+        is_available_1E = None
         if num_experts is not None:
-            is_available = jnp.arange(logits_NE.shape[-1])[None] < num_experts
-            logits_NE = jnp.where(is_available, logits_NE, -jnp.inf)
-        probabilities_NE = jax.nn.softmax(logits_NE, axis=-1)
-        selected_NE = top_k_mask(jax.lax.stop_gradient(probabilities_NE), self.top_k)
-        gates_NE = probabilities_NE * selected_NE
+            E = logits_NM.shape[-1] - (self.scores == 'threshold')
+            is_available_1E = jnp.arange(E)[None] < num_experts
+        scores = SCORES[self.scores](logits_NM, offset_NM, is_available_1E)
+        choice_NE = jax.lax.stop_gradient(scores.choice)
+        if is_available_1E is not None:
+            choice_NE = jnp.where(is_available_1E, choice_NE, -jnp.inf)
+        selected_NE = top_k_mask(choice_NE, self.top_k)
+        if self.scores == 'threshold':
+            selected_NE *= choice_NE >= 0
+        gates_NE = scores.gate * selected_NE
         if self.gates == 'renormalized':
-            gates_NE /= gates_NE.sum(axis=-1, keepdims=True)
+            gates_NE = shares(gates_NE)
         if self.gates == 'equal':
             gates_NE = selected_NE / self.top_k
-        return Routing(gates_NE, probabilities_NE, selected_NE)
+        if self.sum_to_k:
+            gates_NE *= self.top_k
+        return Routing(gates_NE, scores.probability, selected_NE)
 
 
 class Routing(NamedTuple):
@@ -176,7 +323,7 @@ def balance_loss(sums: RoutingSums, num_experts: np.ndarray | None = None) -> ja
         (L...,) float32.
     """
     load_LE = expert_load(sums)
-    probability_LE = _shares(sums.probability.sum(axis=-2))
+    probability_LE = shares(sums.probability.sum(axis=-2))
     experts = load_LE.shape[-1] if num_experts is None else jnp.asarray(num_experts)
     return experts * (load_LE * probability_LE).sum(axis=-1)
 
@@ -190,7 +337,7 @@ def expert_load(sums: RoutingSums) -> jax.Array:
     Returns:
         (L..., E) float32; each row sums to one, or is zero if there are no tokens.
     """
-    return _shares(sums.load.sum(axis=-2))
+    return shares(sums.load.sum(axis=-2))
 
 
 def effective_experts(load_LE: jax.Array) -> jax.Array:
@@ -203,8 +350,3 @@ def effective_experts(load_LE: jax.Array) -> jax.Array:
         (L...,): E if the load is balanced, 1 if one expert gets all tokens.
     """
     return jnp.exp(-jax.scipy.special.xlogy(load_LE, load_LE).sum(axis=-1))
-
-
-def _shares(counts: jax.Array) -> jax.Array:
-    total = counts.sum(axis=-1, keepdims=True)
-    return counts / jnp.where(total > 0, total, 1.0)

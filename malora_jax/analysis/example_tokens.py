@@ -41,11 +41,11 @@ def token_tables(
     if not len(question_set.tokens) or is_dense(adapter):
         return []
     texts = _readable_tokens(tokenizer, question_set.tokens.tolist())
-    uniform_share = adapter.router.top_k / adapter.num_experts
     tables = []
     for j, linear in enumerate(adapted_linears(config)):
         layer = int(stats.task_information[j].argmax())
         load_WE = np.asarray(held_out.by_token[linear][layer], np.float64)
+        uniform_share = load_WE.sum() / (question_set.counts.sum() * adapter.num_experts)
         tokens_by_expert = routing.expert_tokens(
             load_WE, question_set.counts, uniform_share, _MAX_TOKENS
         )

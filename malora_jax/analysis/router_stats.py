@@ -61,7 +61,7 @@ def idle_experts(stats: RouterStats) -> np.ndarray:
 
 def is_dense(adapter: AdapterConfig) -> bool:
     """Return whether all experts are active for every token."""
-    return adapter.router.top_k == adapter.num_experts
+    return adapter.router.is_dense(adapter.num_experts)
 
 
 def slot_counts(adapter: AdapterConfig, sums: RoutingSums) -> np.ndarray:

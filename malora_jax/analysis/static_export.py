@@ -87,10 +87,8 @@ def _mean_gates(setup: Setup, trained: TrainedModel, tasks: Sequence[str]) -> di
     sums = held_out_losses(trained.model, trained.variables, tracked, len(names))
     gates = {}
     for path, routing in sums.routing.items():
-        # Each token has top_k slots.
-        tokens_LG1 = (
-            np.asarray(routing.load)[:, own].sum(axis=-1, keepdims=True) / adapter.router.top_k
-        )
+        # The probabilities of a token sum to one.
+        tokens_LG1 = np.asarray(routing.probability)[:, own].sum(axis=-1, keepdims=True)
         mean_LGE = np.asarray(routing.gate, np.float64)[:, own] / np.maximum(tokens_LG1, 1)
         gates[path.rsplit('/', 1)[-1]] = mean_LGE.mean(axis=1)
     return gates

@@ -54,6 +54,12 @@ def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) ->
             f'--format={export_format} needs the same number of experts in every layer: '
             'adapter.experts_per_layer must be ().'
         )
+    is_softmax = adapter.router.scores == 'softmax' and adapter.router.bias_rate == 0
+    if not is_softmax and export_format != 'static':
+        raise UserError(
+            f'--format={export_format} needs the gates of a softmax without a bias: adapter.scores '
+            "must be 'softmax', and adapter.bias_rate 0. Use --format=static or adapter."
+        )
     check_nonzero_update(trained, export_format)
     return adapter
 
@@ -70,13 +76,15 @@ def mixture_block(
     """
     adapter = trained.model.adapter
     assert adapter is not None
+    # The schema has no gates that sum to K.
+    gate_scale = adapter.router.top_k if adapter.router.sum_to_k else 1
     return {
         'version': SCHEMA_VERSION,
         'method': trained.method,
         'num_experts': adapter.num_experts,
         'rank': adapter.structure.rank,
         'top_k': adapter.router.top_k,
-        'scale': adapter.scale,
+        'scale': adapter.scale * gate_scale,
         'gates': adapter.router.gates,
         'targets': huggingface_names.target_modules(adapter),
         'router_parts': router_parts,

@@ -85,6 +85,15 @@ def _fold_group(
     }
     if routers:
         found['router'] = jnp.concatenate(routers, axis=2)
+    if bank.has_router_offset:
+        found['offset'] = jnp.concatenate(
+            [
+                jnp.zeros_like(own.router[:, 0]) if own.router_offset is None else own.router_offset
+                for key, own in experts.items()
+                if bank.adapters[key[0]].has_router
+            ],
+            axis=1,
+        )
     if bank.has_experts_per_layer:
         counts = [each.layer_experts(model.config.num_layers) for each in bank.adapters]
         found['experts'] = jnp.stack(counts, axis=1)

@@ -137,11 +137,14 @@ def _multiplied_parameters(tree: Any, adapter: AdapterConfig | None) -> int:
     """Return the number of adapter parameters that each token is multiplied with."""
     if adapter is None:
         return 0
-    structure, counts = adapter.structure, trees.count_by_name(tree)
+    structure = adapter.structure
+    # Vectors, such as a magnitude or a bias, are added or multiplied to few numbers of a token.
+    matrices = {name: leaf for name, leaf in trees.named_leaves(tree) if leaf.ndim > 2}
+    counts = trees.count_by_name(matrices)
     if adapter.dispatch:
         for name in counts.keys() & {*structure.dispatch_factors}:
             counts[name] = counts[name] * adapter.router.top_k // adapter.num_experts
-    return sum(count for name, count in counts.items() if name not in structure.kernel_dependent)
+    return sum(counts.values())
 
 
 def _column_length_flops(params: Any, adapter: AdapterConfig | None) -> int:

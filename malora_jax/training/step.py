@@ -13,6 +13,7 @@ import optax
 
 from malora_jax.adapters import AdapterConfig, routers
 from malora_jax.adapters.alignment import TaskMoments, alignment_loss
+from malora_jax.adapters.balance_bias import update_biases
 from malora_jax.adapters.low_rank import RECORDED_COLLECTIONS
 from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
@@ -189,6 +190,7 @@ def step_function(
             1. It still counts as a step, so the learning rate schedule continues.
     """
     is_aligned = model.adapter is not None and model.adapter.alignment_weight > 0
+    has_bias = model.adapter is not None and model.adapter.router.bias_rate > 0
     gradients_of = make_gradient_function(model, num_tasks, accumulate)
     update = optax.with_extra_args_support(optimizer).update
 
@@ -213,8 +215,12 @@ def step_function(
             metrics['alignment_loss'] = sums.alignment / jnp.maximum(sums.tokens, 1)
         if sums.routing:
             metrics |= routing_metrics(sums.routing)
+        adapter_frozen = state.adapter_frozen
+        if has_bias:
+            adapter_frozen = update_biases(model.adapter, adapter_frozen, sums.routing)
         new = state.replace(
             step=state.step + 1,
+            adapter_frozen=adapter_frozen,
             adapter=optax.apply_updates(state.adapter, updates),
             opt_state=opt_state,
         )

@@ -140,9 +140,9 @@ def _experts_from_lora(
 ) -> dict[str, jax.Array]:
     """Return the leaves of one linear in one layer, whose experts all start as the same LoRA.
 
-    If the gates of the chosen experts sum to one, the mixture then computes the same as the LoRA.
-    If they do not always sum to one, two leaves are scaled, with K for the number of chosen
-    experts. The router's weights are made so small that each gate is about 1 / E, and the K gates
+    If the gates of the chosen experts have a constant sum, the up-projections are divided by it,
+    and the mixture then computes the same as the LoRA. Otherwise, with K for the number of chosen
+    experts, the router's weights are made so small that each gate is about 1 / E, and the K gates
     sum to about K / E. The up-projections are multiplied by E / K to compensate.
 
     The router is random, so the experts receive different tokens and become different in training.
@@ -158,9 +158,12 @@ def _experts_from_lora(
     structure = cast(StartsFromLoRA, adapter.structure)
     leaves = dict(fresh) | structure.factors_from_lora(fresh, down_DR, adapter.initialization.beta)
     router = adapter.router
-    if adapter.has_router and not router.gates_sum_to_one(adapter.num_experts):
+    gate_sum = router.gate_sum(adapter.num_experts)
+    if adapter.has_router and gate_sum is None:
         leaves['router'] = _ROUTER_SCALE * fresh['router']
         up_RF = up_RF * (num_experts / router.top_k)
+    elif adapter.has_router:
+        up_RF = up_RF / gate_sum
     last = adapter.structure.factors[-1]
     leaves[last] = jnp.zeros_like(fresh[last]).at[..., : up_RF.shape[0], :].set(up_RF)
     return leaves

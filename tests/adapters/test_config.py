@@ -36,7 +36,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 def test_methods_differ():
     """No two method names have the same settings."""
     adapters = [method(name) for name in METHODS]
-    assert len(set(adapters)) == len(METHODS) == 22
+    assert len(set(adapters)) == len(METHODS) == 25
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,24 @@ def test_methods_differ():
         ('molora', {'experts_per_layer': (2, 4)}, 'the largest of them num_experts = 8.'),
         ('hydralora', {'experts_per_layer': (0, 8)}, 'numbers of at least 1, the largest'),
         ('lora', {'experts_per_layer': (1, 1)}, 'it must be () for a single expert'),
+        ('malora', {'scores': 'sigmod'}, "Unknown adapter.scores 'sigmod': did you mean sigmoid?"),
+        ('malora', {'scores': 'sigmoid'}, 'renormalize is False; it must be True with adapter.sco'),
+        ('lora', {'scores': 'threshold', 'renormalize': True, 'top_k': 2}, 'top_k is 2; it must'),
+        ('malora', {'scores': 'magnitude', 'equal_gates': True}, "another unless subspace is 'ran"),
+        ('malora', {'start': 'sparse'}, "start is 'sparse'; it must be another unless subspace is"),
+        ('malora', {'start': 'dense'}, "Unknown adapter.start 'dense'"),
+        ('malora', {'bias_rate': -1.0}, 'bias_rate is -1.0; it must be at least 0'),
+        (
+            'hydralora',
+            {'bias_rate': 0.1},
+            'bias_rate is 0.1; it must be 0 unless num_experts > top',
+        ),
+        ('adamole', {'bias_rate': 0.1}, "it must be 0 with adapter.scores = 'threshold'"),
+        ('adamole', {'dispatch': True}, 'dispatch is True; it must be False unless num_experts >'),
+        ('smora', {'rank': 2}, "rank is 2; it must be 1 if subspace is 'ranks'"),
+        ('malora', {'gates_sum_to_k': True}, 'gates_sum_to_k is True; it must be False without'),
+        ('smora', {'num_experts': 8}, 'shared_rank is 44; it must be equal to num_experts (8) if'),
+        ('smora', {'frozen': ('balance_bias',)}, "Unknown parameter in adapter.frozen 'balance_bi"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(name, overrides, message):

@@ -172,6 +172,27 @@ def test_many_subspaces_at_once_do_not_deadlock():
     assert done.stdout == 'done\n', done.stderr
 
 
+def test_flyloras_down_projection_is_sparse():
+    """Each rank reads K / E of the inputs; its values have the standard deviation 1 / E."""
+    E, K = 64, 16
+    config = method('flylora', num_experts=E, shared_rank=E, top_k=K)
+    down_DE = np.asarray(config.initialize(jax.random.key(0), INPUTS, 8)['shared_down'])
+    is_nonzero_DE = down_DE != 0
+    np.testing.assert_array_equal(is_nonzero_DE.sum(axis=0), INPUTS * K // E)
+    assert len(np.unique(is_nonzero_DE, axis=1).T) == E
+    # Each input is read by about K ranks.
+    assert abs(is_nonzero_DE.sum(axis=1) - K).max() < 6 * np.sqrt(K)
+    values = down_DE[is_nonzero_DE] * E
+    assert abs(values.mean()) < 4 / len(values) ** 0.5
+    np.testing.assert_allclose(values.var(), 1, rtol=4 * (2 / len(values)) ** 0.5)
+    np.testing.assert_allclose((abs(values) < 1).mean(), 0.6827, atol=2 / len(values) ** 0.5)
+
+
+def test_thresholds_of_adamole_start_near_half_of_their_maximum():
+    leaves = method('adamole').initialize(jax.random.key(0), INPUTS, 8)
+    assert 0 < abs(leaves['threshold_bias'].item()) <= INPUTS**-0.5
+
+
 @pytest.mark.parametrize('name', METHODS)
 def test_what_the_paper_is_silent_about_starts_as_a_linear_layer(name):
     config = method(name)
@@ -181,6 +202,8 @@ def test_what_the_paper_is_silent_about_starts_as_a_linear_layer(name):
         'malora_shared_up': {'core'},
         'hydralora': {'shared_down'},
         'hydralora_top2': {'shared_down'},
+        'adamole': {'router', 'threshold', 'down'},
+        'smora': {'shared_down'},
         'moslora': {'shared_down', 'core'},
         'comol': {'shared_down', 'core'},
     }.get(name, set())

@@ -20,6 +20,7 @@ from malora_jax.adapters import (
 from malora_jax.adapters.low_rank import project_input
 from malora_jax.adapters.methods import SUBSPACES, replace_settings
 from tests.helpers import reference
+from tests.helpers.reference_decoder import routing_margin
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
@@ -45,6 +46,9 @@ SMALL = {
     'hydralora': dict(rank=4, shared_rank=4),
     'hydralora_top2': dict(rank=4, shared_rank=4),
     'alora': dict(rank=4, shared_rank=4),
+    'adamole': dict(rank=3),
+    'smora': dict(num_experts=12, shared_rank=12, top_k=5),
+    'flylora': dict(num_experts=12, shared_rank=12, top_k=5),
     'align_lora': dict(rank=5),
     'moslora': dict(rank=6, shared_rank=6),
     'comol': dict(rank=6, shared_rank=6),
@@ -57,6 +61,11 @@ OPTIONS = {
     'one_of_eight': ('molora', dict(top_k=1)),
     'sparse_heads': ('hydralora', dict(top_k=3)),
     'renormalized_dispatch': ('malora_dispatch', dict(renormalize=True)),
+    'balance_bias': ('malora', dict(bias_rate=0.1)),
+    'balance_bias_dispatch': ('molora_dispatch', dict(bias_rate=0.1)),
+    'gates_sum_to_k': ('malora', dict(renormalize=True, gates_sum_to_k=True)),
+    'sigmoid': ('molora', dict(scores='sigmoid', renormalize=True)),
+    'sparse_threshold': ('adamole', dict(top_k=3)),
 }
 CONFIGS = {name: method(name, **SMALL[name]) for name in METHODS} | {
     name: method(base, **SMALL[base], **change) for name, (base, change) in OPTIONS.items()
@@ -65,9 +74,10 @@ CONFIGS = {name: method(name, **SMALL[name]) for name in METHODS} | {
 
 def collections_of(config: AdapterConfig, leaves):
     """Split the leaves into the module's collections of trained and frozen leaves."""
-    frozen = {name: leaf for name, leaf in leaves.items() if name in config.frozen}
-    trained = {name: leaf for name, leaf in leaves.items() if name not in config.frozen}
-    return {'adapter': trained, 'adapter_frozen': frozen}
+    collections = {'adapter': {}, 'adapter_frozen': {}}
+    for name, leaf in leaves.items():
+        collections[config.collection(name)][name] = leaf
+    return collections
 
 
 def random_leaves(experts: LowRankExperts, inputs: int, seed: int = 0):
@@ -76,9 +86,14 @@ def random_leaves(experts: LowRankExperts, inputs: int, seed: int = 0):
     shapes = made['adapter'] | made.get('adapter_frozen', {})
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / leaf.shape[-2] ** 0.5, jnp.float32),
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / _width(leaf) ** 0.5, jnp.float32),
         shapes,
     )
+
+
+def _width(leaf) -> int:
+    """Return the number of inputs of a matrix; 1 for a bias."""
+    return leaf.shape[-2] if leaf.ndim > 1 else 1
 
 
 def tokens_of(tokens: int, width: int, seed: int = 1) -> jnp.ndarray:
@@ -155,11 +170,9 @@ def test_gradients_equal_the_equations_central_differences(name):
 
     gradients = float64(jax.jit(jax.grad(objective, argnums=(0, 1)))(leaves, x_ND))
     point = (float64(leaves), float64(x_ND))
-    top_k = config.router.top_k
-    if top_k < config.num_experts:
-        for x in point[1]:
-            ranked = np.sort(reference.softmax(point[0]['router'].T @ x))[::-1]
-            assert ranked[top_k - 1] - ranked[top_k] > 1e-4
+    if config.has_router:
+        choices = [reference.expert_scores(x, x, point[0], config)[2] for x in point[1]]
+        assert routing_margin(np.stack(choices), config.router) > 1e-4
 
     def value(point):
         leaves, x_ND = point
@@ -177,7 +190,8 @@ def test_gradients_equal_the_equations_central_differences(name):
             )
 
         expected = (value(moved(step)) - value(moved(-step))) / (2 * step)
-        if config.router.gates == 'equal' and 'router' in str(path):
+        is_constant = config.router.gates == 'equal' and 'router' in str(path)
+        if is_constant or 'balance_bias' in str(path):
             assert expected == 0
             assert not gradient.any()
             continue
@@ -197,7 +211,9 @@ def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace
     top_k = data.draw(st.integers(1, experts))
     renormalize = data.draw(st.booleans()) and top_k > 1
     equal_gates = data.draw(st.booleans()) and not renormalize and experts > 1
-    same_rank = dict.fromkeys(('heads', 'tails', 'both'), rank)
+    if subspace == 'ranks':
+        rank = 1
+    same_rank = dict.fromkeys(('heads', 'tails', 'both'), rank) | {'ranks': experts}
     shared_rank = ({'': 0, 'own': experts} | same_rank).get(subspace, rank + extra)
     config = AdapterSettings(
         num_experts=experts,
@@ -349,6 +365,20 @@ SHAPES = {
     'hydralora': (_ROUTER | {'shared_down': (INPUTS, 12), 'up': (8, 12, OUTPUTS)}, {}),
     'hydralora_top2': (_ROUTER | {'shared_down': (INPUTS, 12), 'up': (8, 12, OUTPUTS)}, {}),
     'alora': (_ROUTER | {'down': (8, INPUTS, 16), 'shared_up': (16, OUTPUTS)}, {}),
+    'adamole': (
+        _ROUTER
+        | {'threshold': (INPUTS, 1), 'threshold_bias': (1,)}
+        | {'down': (8, INPUTS, 8), 'up': (8, 8, OUTPUTS)},
+        {},
+    ),
+    'smora': (
+        {'router': (INPUTS, 44), 'shared_down': (INPUTS, 44), 'shared_up': (44, OUTPUTS)},
+        {'balance_bias': (44,)},
+    ),
+    'flylora': (
+        {'shared_up': (128, OUTPUTS)},
+        {'shared_down': (INPUTS, 128), 'balance_bias': (128,)},
+    ),
     'align_lora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
     'moslora': (
         {'shared_down': (INPUTS, 64), 'core': (1, 64, 64), 'shared_up': (64, OUTPUTS)},
@@ -395,7 +425,7 @@ def test_experts_start_different_and_seeds_matter(name):
         for leaf, values in first[collection].items():
             if leaf in ('down', 'core'):
                 assert len(np.unique(values.reshape(8, -1), axis=0)) == distinct, leaf
-            if leaf != method(name).structure.factors[-1]:
+            if leaf not in (method(name).structure.factors[-1], 'balance_bias'):
                 assert not np.allclose(values, second[collection][leaf]), leaf
 
 

@@ -17,7 +17,7 @@ from malora_jax.evaluation.likelihood import (
     rolling_windows,
 )
 from tests.helpers.models import random_variables, small_method, tiny_model
-from tests.helpers.reference_decoder import ReferenceDecoder, router_probabilities, routing_margin
+from tests.helpers.reference_decoder import ReferenceDecoder, choice_scores, routing_margin
 
 MODELS = {
     name: tiny_model(small_method(name) if name != 'base' else None) for name in ('base', 'malora')
@@ -56,7 +56,7 @@ def reference_logits(name: str, text: list[int]) -> np.ndarray:
     reference = ReferenceDecoder(model.config, VARIABLES[name], model.adapter)
     outputs = reference(np.array([text]), np.arange(len(text))[None], one)
     if model.adapter is not None:
-        assert routing_margin(router_probabilities(outputs, one), model.adapter.router.top_k) > 1e-5
+        assert routing_margin(choice_scores(outputs, one), model.adapter.router) > 1e-5
     return outputs.logits[0]
 
 

@@ -44,7 +44,7 @@ def _structure(adapter: AdapterConfig) -> Hashable:
 
     Sizes, initial values, kinds of gates and the choice of frozen leaves are ignored.
     """
-    router = adapter.router.input if adapter.has_router else None
+    router = (adapter.router.input, adapter.router.scores) if adapter.has_router else None
     return adapter.dispatch or (type(adapter.structure), router)
 
 
@@ -58,7 +58,7 @@ def _layout(adapter: AdapterConfig) -> Hashable:
 # each split into trained and frozen leaves.
 STRUCTURES = _representatives(_structure)
 LAYOUTS = _representatives(_layout)
-_SIZES: dict[str, dict[str, int]] = {
+_SIZES: dict[str, dict[str, Any]] = {
     'lora': dict(rank=8),
     'dora': dict(rank=8),
     'asylora': dict(rank=8),
@@ -76,6 +76,9 @@ _SIZES: dict[str, dict[str, int]] = {
     'hydralora': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
     'hydralora_top2': dict(num_experts=4, rank=5, shared_rank=5),
     'alora': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
+    'adamole': dict(num_experts=4, top_k=4, rank=3),
+    'smora': dict(num_experts=6, shared_rank=6, top_k=2),
+    'flylora': dict(num_experts=8, shared_rank=8, top_k=3),
     'align_lora': dict(rank=8),
     'moslora': dict(rank=8, shared_rank=8),
     'comol': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),

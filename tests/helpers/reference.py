@@ -5,6 +5,7 @@ shares no code with the library.
 """
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,21 +49,67 @@ def expert_matrix(t, leaves, config: AdapterConfig):
             return leaves['shared_up'].T @ leaves['down'][t].T
         case 'both':  # B C_t A
             return leaves['shared_up'].T @ leaves['core'][t].T @ leaves['shared_down'].T
+        case 'ranks':  # b_t a_tᵀ
+            return np.outer(leaves['shared_up'].T[:, t], leaves['shared_down'].T[t])
         case _:
             raise ValueError(settings.subspace)
 
 
-def token_gates(x, dropped, leaves, config: AdapterConfig):
-    """Return the gates G(x) of one token x (n,); a single expert always has gate 1.
+class TokenRouting(NamedTuple):
+    """Routing of one token; entries are those of the experts.
 
-    With `router_input` 'first', the router reads A x after dropout, A the shared down-projection.
+    Attributes:
+        gates: G(x).
+        probabilities: Probabilities, which sum to one.
+        choice: Scores by which experts are chosen.
+        chosen: True for the experts that the token is routed to.
     """
-    if config.num_experts == 1:
-        return np.ones(1)
-    W_g, settings = leaves['router'].T, settings_of(config)
-    if settings.router_input == 'first':
+
+    gates: np.ndarray
+    probabilities: np.ndarray
+    choice: np.ndarray
+    chosen: np.ndarray
+
+
+def expert_scores(x, dropped, leaves, config: AdapterConfig):
+    """Return one token's probabilities, gates before the choice, and scores of the choice."""
+    settings = settings_of(config)
+    bias = leaves.get('balance_bias', 0)
+    if settings.scores == 'magnitude':  # |A x|; |A x + d| chooses
+        activations = leaves['shared_down'].T @ dropped
+        scores, choice = abs(activations), abs(activations + bias)
+        return scores / scores.sum(), scores, choice
+    if settings.router_input == 'first':  # A x, with the shared down-projection A
         x = leaves['shared_down'].T @ dropped
-    return gates(x, W_g, settings.top_k, settings.renormalize, settings.equal_gates)
+    logits = leaves['router'].T @ x
+    if settings.scores == 'sigmoid':
+        scores = 1 / (1 + np.exp(-logits))
+        return scores / scores.sum(), scores, scores + bias
+    p = softmax(logits)
+    if settings.scores == 'threshold':  # p - sigmoid(w · x + b) / N
+        tau = 1 / (1 + np.exp(-(leaves['threshold'][:, 0] @ x + leaves['threshold_bias'][0])))
+        return p, p - tau / len(p), p - tau / len(p)
+    return p, p, p + bias
+
+
+def token_routing(x, dropped, leaves, config: AdapterConfig):
+    """Return the routing of one token x (n,); a single expert always has gate 1."""
+    if config.num_experts == 1:
+        return TokenRouting(np.ones(1), np.ones(1), np.ones(1), np.ones(1, bool))
+    settings = settings_of(config)
+    p, scores, choice = expert_scores(x, dropped, leaves, config)
+    chosen = np.zeros(len(p), bool)
+    chosen[sorted(range(len(p)), key=lambda t: (-choice[t], t))[: settings.top_k]] = True
+    if settings.scores == 'threshold':
+        chosen &= choice >= 0
+    G = np.where(chosen, scores, 0)
+    if settings.renormalize:
+        G = G / G.sum()
+    if settings.equal_gates:
+        G = chosen / settings.top_k
+    if settings.gates_sum_to_k:
+        G = G * settings.top_k
+    return TokenRouting(G, p, choice, chosen)
 
 
 def scale(config: AdapterConfig):
@@ -71,7 +118,7 @@ def scale(config: AdapterConfig):
     return config.alpha / (np.sqrt(rank) if config.rank_stabilized else rank)
 
 
-def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
+def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routings=None):
     """Return the scaled update (α / r) Δ(x) or (α / √r) Δ(x) of every token, (N, m).
 
     Args:
@@ -79,14 +126,18 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
         leaves: Arrays of the adapter by leaf name.
         config: Adapter configuration.
         dropped_ND: Inputs of the experts after dropout; None = no dropout.
+        routings: Routing of each token; computed by default.
     """
+    dropped_ND = x_ND if dropped_ND is None else dropped_ND
+    if routings is None:
+        routings = [
+            token_routing(*both, leaves, config) for both in zip(x_ND, dropped_ND, strict=True)
+        ]
     experts = [expert_matrix(t, leaves, config) for t in range(config.num_experts)]
     rows = []
-    for x, dropped in zip(x_ND, x_ND if dropped_ND is None else dropped_ND, strict=True):
-        G = token_gates(x, dropped, leaves, config)
-        rows.append(
-            scale(config) * sum(g * (D_t @ dropped) for g, D_t in zip(G, experts, strict=True))
-        )
+    for dropped, routing in zip(dropped_ND, routings, strict=True):
+        terms = zip(routing.gates, experts, strict=True)
+        rows.append(scale(config) * sum(g * (D_t @ dropped) for g, D_t in terms))
     return np.stack(rows)
 
 
@@ -95,12 +146,12 @@ def column_norms(W, leaves, config: AdapterConfig):
     return np.linalg.norm(W + scale(config) * expert_matrix(0, leaves, config), axis=1)
 
 
-def adapted_linear(x_ND, W, leaves, config: AdapterConfig, norms=None):
+def adapted_linear(x_ND, W, leaves, config: AdapterConfig, norms=None, routings=None):
     """Return W x + (α / r) Δ(x) of every token; DoRA multiplies it by m / ‖W + (α/r) B A‖.
 
     `norms` replaces the norm, which has no gradient: finite differences hold it fixed.
     """
-    y = x_ND @ W.T + adapter_update(x_ND, leaves, config)
+    y = x_ND @ W.T + adapter_update(x_ND, leaves, config, routings=routings)
     if not settings_of(config).magnitude:
         return y
     if norms is None:
@@ -130,11 +181,15 @@ def alignment_loss(z_NR, tasks):
 
 
 def balance_loss(x_ND, W_g, K):
+    """Return the load-balancing loss of a softmax router for the tokens x."""
+    chosen = [gates(x, W_g, K) > 0 for x in x_ND]
+    return load_balance([softmax(W_g @ x) for x in x_ND], chosen)
+
+
+def load_balance(probabilities_NE, chosen_NE):
     """Return the load-balancing loss N Σ_t f_t p_t.
 
     f_t is expert t's share of the token slots, p_t its mean probability.
     """
-    chosen = np.stack([gates(x, W_g, K) > 0 for x in x_ND])
-    p = np.mean([softmax(W_g @ x) for x in x_ND], axis=0)
-    f = chosen.sum(axis=0) / chosen.sum()
-    return len(p) * (f * p).sum()
+    p, chosen = np.mean(probabilities_NE, axis=0), np.sum(chosen_NE, axis=0)
+    return len(p) * (chosen / chosen.sum() * p).sum()

@@ -5,12 +5,14 @@ a token attends to itself and earlier tokens of its segment. Segment 0 is paddin
 """
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.methods import replace_settings
+from malora_jax.adapters.routers import RouterConfig
 from malora_jax.models import ModelConfig
 from tests.helpers import reference
 
@@ -22,18 +24,15 @@ class ReferenceOutputs:
     Attributes:
         hidden: (B, T, D), hidden states after the final norm.
         logits: (B, T, V), logits.
-        inputs: (N, D), inputs of each adapted linear, in the order of tokens; or (N, R), their
-            products with the shared down-projection, if the router reads these.
+        routings: Routing of each token, for each adapted linear that has a router.
         projected: (N, R), products of the inputs with the down-projection of a single expert.
-        routers: (D, E) or (R, E), router weights of each adapted linear that has a router.
         norms: (F,), column norms of each adapted weight, by which DoRA divides.
     """
 
     hidden: np.ndarray
     logits: np.ndarray
-    inputs: dict[str, np.ndarray]
+    routings: dict[str, list[reference.TokenRouting]]
     projected: dict[str, np.ndarray]
-    routers: dict[str, np.ndarray]
     norms: dict[str, np.ndarray]
 
 
@@ -97,7 +96,7 @@ class ReferenceDecoder:
         self, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
     ) -> ReferenceOutputs:
         """Run the decoder on packed rows; all arguments are (B, T)."""
-        self.inputs, self.projected, self.routers, self.norms = {}, {}, {}, {}
+        self.routings, self.projected, self.norms = {}, {}, {}
         weights, shape = self.weights, tokens.shape
         x = weights['embedding'][tokens.reshape(-1)]
         for i in range(self.config.num_layers):
@@ -110,7 +109,7 @@ class ReferenceDecoder:
         head = weights['embedding' if self.config.tied else 'head']
         logits = (x @ head.T).reshape(*shape, -1)
         x = x.reshape(*shape, -1)
-        return ReferenceOutputs(x, logits, self.inputs, self.projected, self.routers, self.norms)
+        return ReferenceOutputs(x, logits, self.routings, self.projected, self.norms)
 
     def loss(self, batch: dict[str, np.ndarray]) -> ReferenceLosses:
         """Return the losses of packed rows; padding does not count in the load-balancing loss."""
@@ -124,8 +123,11 @@ class ReferenceDecoder:
         real = batch['segment_ids'].reshape(-1) > 0
         if adapter is not None and adapter.has_router:
             each = [
-                reference.balance_loss(x[real], outputs.routers[path].T, adapter.router.top_k)
-                for path, x in outputs.inputs.items()
+                reference.load_balance(
+                    [each.probabilities for each in itertools.compress(routings, real)],
+                    [each.chosen for each in itertools.compress(routings, real)],
+                )
+                for routings in outputs.routings.values()
             ]
             balance = sum(each) / len(each)
         if adapter is None:
@@ -148,16 +150,15 @@ class ReferenceDecoder:
         y = x @ W.T
         if adapter is not None and name in adapter.targets:
             adapter, leaves = self._of_layer(adapter, leaves, int(path.split('/')[1]))
-            self.inputs[path] = x
-            if adapter.router.input == 'first':
-                self.inputs[path] = x @ leaves['shared_down']
+            routings = [reference.token_routing(each, each, leaves, adapter) for each in x]
             if adapter.has_router:
-                self.routers[path] = leaves['router']
+                self.routings[path] = routings
             elif 'down' in leaves:
                 self.projected[path] = x @ leaves['down'][0]
             if adapter.structure.kernel_dependent:
                 self.norms[path] = reference.column_norms(W, leaves, adapter)
-            y = reference.adapted_linear(x, W, leaves, adapter, self.fixed_norms.get(path))
+            norms = self.fixed_norms.get(path)
+            y = reference.adapted_linear(x, W, leaves, adapter, norms, routings)
         return y + leaves['bias'] if 'bias' in leaves else y
 
     def _of_layer(
@@ -213,27 +214,34 @@ class ReferenceDecoder:
         return self._linear(gate / (1 + np.exp(-gate)) * up, block['down'], f'layers/{i}/mlp/down')
 
 
-def router_probabilities(outputs: ReferenceOutputs, segments: np.ndarray) -> np.ndarray:
-    """Return the router probabilities of all tokens that are not padding, (M, E).
+def choice_scores(outputs: ReferenceOutputs, segments: np.ndarray) -> np.ndarray:
+    """Return the scores by which tokens that are not padding choose their experts, (M, E).
 
     The tokens of all routers are concatenated; M is zero without routers.
     """
     real = segments.reshape(-1) > 0
-    most = max((router.shape[1] for router in outputs.routers.values()), default=1)
-    exponents = np.ones((0, most))
-    for path, router in outputs.routers.items():
-        own = np.exp(outputs.inputs[path][real] @ router)
-        own = np.pad(own, ((0, 0), (0, most - own.shape[1])))  # Experts that a layer lacks.
-        exponents = np.concatenate([exponents, own])
-    return exponents / exponents.sum(axis=-1, keepdims=True)
+    scores = [
+        each.choice
+        for routings in outputs.routings.values()
+        for each in itertools.compress(routings, real)
+    ]
+    most = max(map(len, scores), default=1)
+    # Experts that a layer lacks are never chosen.
+    padded = [np.pad(each, (0, most - len(each)), constant_values=-1) for each in scores]
+    return np.array(padded).reshape(-1, most)
 
 
-def routing_margin(probabilities_ME: np.ndarray, top_k: int) -> float:
-    """Return the smallest gap in probability between the last chosen and the first other expert."""
-    if probabilities_ME.shape[-1] == top_k:
+def routing_margin(choice_ME: np.ndarray, router: RouterConfig) -> float:
+    """Return the smallest gap in score between the last chosen and the first other expert.
+
+    With a threshold, this is the smallest distance of a score from zero.
+    """
+    if router.scores == 'threshold':
+        return np.abs(choice_ME).min()
+    if choice_ME.shape[-1] == router.top_k:
         return np.inf
-    ordered = -np.sort(-probabilities_ME, axis=-1)
-    return (ordered[:, top_k - 1] - ordered[:, top_k]).min()
+    ordered = -np.sort(-choice_ME, axis=-1)
+    return (ordered[:, router.top_k - 1] - ordered[:, router.top_k]).min()
 
 
 def _layer(stacked: Any, i: int) -> Any:

@@ -28,6 +28,8 @@ VARIANTS = {
     'experts per layer': ('malora', {'experts_per_layer': (2, 4)}),
     'experts per layer, dense': ('hydralora', {'experts_per_layer': (4, 1)}),
     'rank-stabilized': ('lora', {'rank_stabilized': True}),
+    'balance bias': ('malora', {'bias_rate': 0.1}),
+    'thresholds per layer': ('adamole', {'experts_per_layer': (2, 4)}),
 }
 # Adapters of different ranks, numbers of experts and targets.
 MIXED = {
@@ -38,6 +40,8 @@ MIXED = {
     ),
     'lora': ('lora', {'targets': ('k', 'v', 'up')}),
     'dora': ('dora', {'targets': ('q', 'down')}),
+    'adamole': ('adamole', {'targets': ('q', 'v')}),
+    'flylora': ('flylora', {'targets': ('v', 'o', 'down')}),
 }
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')

@@ -25,7 +25,7 @@ from tests.helpers.models import (
 from tests.helpers.reference_decoder import (
     ReferenceDecoder,
     ReferenceOutputs,
-    router_probabilities,
+    choice_scores,
     routing_margin,
 )
 
@@ -49,8 +49,8 @@ def reference_outputs(model: Decoder, variables) -> tuple[ReferenceOutputs, floa
     outputs = reference(*map(np.asarray, ARRAYS))
     if model.adapter is None:
         return outputs, np.inf
-    chances = router_probabilities(outputs, np.asarray(BATCH['segment_ids']))
-    return outputs, routing_margin(chances, model.adapter.router.top_k)
+    chances = choice_scores(outputs, np.asarray(BATCH['segment_ids']))
+    return outputs, routing_margin(chances, model.adapter.router)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Every method in a two-layer model: losses, gradients, and the changes of one step."""
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from tests.helpers.models import (
 from tests.helpers.reference_decoder import (
     ReferenceDecoder,
     ReferenceLosses,
-    router_probabilities,
+    choice_scores,
     routing_margin,
     to_float64,
 )
@@ -59,6 +60,9 @@ LEAVES = {
     'hydralora': ({'router', 'shared_down', 'up'}, set()),
     'hydralora_top2': ({'router', 'shared_down', 'up'}, set()),
     'alora': ({'router', 'down', 'shared_up'}, set()),
+    'adamole': ({'router', 'threshold', 'threshold_bias', 'down', 'up'}, set()),
+    'smora': ({'router', 'shared_down', 'shared_up'}, {'balance_bias'}),
+    'flylora': ({'shared_up'}, {'shared_down', 'balance_bias'}),
     'align_lora': ({'down', 'up'}, set()),
     'moslora': ({'shared_down', 'core', 'shared_up'}, set()),
     'comol': ({'router', 'shared_down', 'core', 'shared_up'}, set()),
@@ -66,7 +70,11 @@ LEAVES = {
     'malora_dispatch': ({'router', 'shared_down', 'core', 'up'}, set()),
 }
 # Method and changed settings of further cases.
-VARIANTS = {'experts per layer': ('molora', {'experts_per_layer': (2, 4)})}
+VARIANTS = {
+    'experts per layer': ('molora', {'experts_per_layer': (2, 4)}),
+    'thresholds per layer': ('adamole', {'experts_per_layer': (2, 4)}),
+    'balance bias': ('malora', {'bias_rate': 1e-2}),
+}
 LINEARS = ('attention/q', 'attention/k', 'attention/v', 'mlp/gate', 'mlp/up', 'mlp/down')
 
 
@@ -98,8 +106,8 @@ def decided_variables(model: Decoder) -> dict[str, Any]:
     for seed in range(200):
         variables = jax.tree.map(np.array, random_variables(model, seed))
         outputs = ReferenceDecoder(model.config, variables, model.adapter).loss(BATCH).outputs
-        chances = router_probabilities(outputs, BATCH['segment_ids'])
-        if routing_margin(chances, model.adapter.router.top_k) > 3e-4:
+        chances = choice_scores(outputs, BATCH['segment_ids'])
+        if routing_margin(chances, model.adapter.router) > 3e-4:
             return variables
     raise AssertionError('every seed has a router in two minds')
 
@@ -160,26 +168,28 @@ def moved(tree: Any, path: str, change: np.ndarray) -> Any:
 def test_gradients_are_central_differences_of_the_reference(name):
     """Compare along a random direction in each leaf, to 5e-5; DoRA's norms are held fixed."""
     step = trained(name)
-    top_k = step.model.adapter.router.top_k
+    router = step.model.adapter.router
     variables = {key: to_float64(tree) for key, tree in step.before.items()}
     here = reference_losses(step, variables).outputs
     segments = BATCH['segment_ids']
-    chances = router_probabilities(here, segments)
+    chances = choice_scores(here, segments)
     rng = np.random.default_rng(1)
     for path, gradient in trees.named_leaves(step.gradients):
-        direction = SIZE * rng.standard_normal(gradient.shape)
+        # The loss changes little with the bias of a threshold, a single number.
+        width = 10 * SIZE if path.endswith('threshold_bias') else SIZE
+        direction = width * rng.standard_normal(gradient.shape)
         ends = [
             reference_losses(step, moved(variables, f'adapter/{path}', change), here.norms)
             for change in (STEP * direction, -STEP * direction)
         ]
         for end in ends:
-            change = np.abs(router_probabilities(end.outputs, segments) - chances).max(initial=0)
-            assert 2 * change < routing_margin(chances, top_k), (
+            change = np.abs(choice_scores(end.outputs, segments) - chances).max(initial=0)
+            assert 2 * change < routing_margin(chances, router), (
                 f'{path}: the step may change a choice'
             )
         expected = (ends[0].total - ends[1].total) / (2 * STEP)
         # The typical size of a derivative in a random direction.
-        size = SIZE * np.sqrt((gradient**2).sum())
+        size = width * np.sqrt((gradient**2).sum())
         assert size > 0.01, path
         found = (gradient * direction).sum()
         np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5 * size, err_msg=path)
@@ -229,9 +239,29 @@ def test_a_step_changes_the_trained_leaves_and_nothing_else(name):
             changed = adapter[path][layer] != old[layer]
             assert changed.mean() > 0.9, f'{path} of layer {layer}'
     for path, old in leaves_of(step.before.get('adapter_frozen', {})).items():
-        np.testing.assert_array_equal(frozen[path], old, strict=True)
+        if not path.endswith('balance_bias'):
+            np.testing.assert_array_equal(frozen[path], old, strict=True)
     for path, old in leaves_of(step.before['params']).items():
         np.testing.assert_array_equal(leaves_of(step.params)[path], old, strict=True)
+
+
+@pytest.mark.parametrize('name', ['smora', 'flylora', 'balance bias'])
+def test_a_step_moves_the_balance_biases_by_their_rate(name):
+    """The reference counts the tokens of each expert; a bias rises if they are few."""
+    step = trained(name)
+    adapter, real = step.model.adapter, BATCH['segment_ids'].reshape(-1) > 0
+    outputs = reference_losses(step, step.before).outputs
+    before, after = (
+        leaves_of(tree) for tree in (step.before['adapter_frozen'], step.after.adapter_frozen)
+    )
+    for linear, layer in itertools.product(LINEARS, range(step.model.config.num_layers)):
+        routings = outputs.routings[f'layers/{layer}/{linear}']
+        count_E = sum(each.chosen.astype(int) for each in itertools.compress(routings, real))
+        n = adapter.layer_experts(step.model.config.num_layers)[layer]
+        change_E = adapter.router.bias_rate * np.sign(count_E.sum() / n - count_E)
+        path = f'layers/{linear}/balance_bias'
+        assert len(np.unique(count_E)) > 1
+        np.testing.assert_allclose(after[path][layer] - before[path][layer], change_E, atol=1e-7)
 
 
 @pytest.mark.parametrize('name', METHOD_NAMES)

@@ -35,6 +35,10 @@ ROWS = [
     ('hydralora', {}, 138_117_120, 0, 2.050, 2.009),
     ('hydralora_top2', {}, 138_117_120, 0, 2.050, 2.009),
     ('alora', {}, 156_696_576, 0, 2.325, 2.273),
+    ('adamole', {}, 152_199_360, 0, 2.259, 2.209),
+    ('smora', {}, 142_737_408, 8_448, 2.118, 2.074),
+    ('smora', {'num_experts': 64, 'shared_rank': 64}, 207_618_048, 12_288, 3.081, 2.989),
+    ('flylora', {}, 157_286_400, 128_999_424, 2.334, 2.239),
     ('align_lora', {}, 143_130_624, 0, 2.124, 2.080),
     ('moslora', {}, 143_917_056, 0, 2.136, 2.091),
     ('comol', {}, 149_520_384, 0, 2.219, 2.171),
@@ -66,10 +70,11 @@ def test_parameters_on_llama2_7b_to_the_last_digit(row):
     }
     assert sum(by_group.values()) == trainable + frozen
     # One router per linear: 32 layers of five linears with 4096 inputs and one with 11008.
-    without = dict.fromkeys(('lora', 'dora', 'asylora', 'align_lora', 'moslora'), 0)
+    without = dict.fromkeys(('lora', 'dora', 'asylora', 'align_lora', 'moslora', 'flylora'), 0)
     # CoMoL's routers read 64 activations.
     routers = without | {'comol': 32 * 6 * 8 * 64}
-    assert by_group.get('router', 0) == routers.get(method, 32 * 8 * (5 * 4096 + 11008))
+    experts = settings.get('num_experts', 44 if method == 'smora' else 8)
+    assert by_group.get('router', 0) == routers.get(method, 32 * experts * (5 * 4096 + 11008))
 
 
 def test_experts_per_layer_on_llama2_7b():
@@ -140,6 +145,11 @@ PRODUCTS = {
     'moslora': (8 * 416 + 6 * 8 * 8 + 8 * 384, 0),
     # The routers read 5 activations.
     'comol': (6 * 5 * 4 + 5 * 416 + 6 * 4 * 5 * 5 + 5 * 384, 0),
+    # The last column of a router is its threshold.
+    'adamole': (5 * 416 + 4 * 3 * (416 + 384), 0),
+    # The biases are not multiplied.
+    'smora': (6 * 416 + 6 * (416 + 384), 0),
+    'flylora': (8 * 384, 8 * 416),
     # Two of four experts.
     'molora_dispatch': (4 * 416 + 2 * 3 * (416 + 384), 0),
     'malora_dispatch': (4 * 416 + 9 * 416 + 6 * 2 * 9 * 4 + 8 * 384, 0),

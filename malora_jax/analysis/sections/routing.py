@@ -153,6 +153,11 @@ def _introduction(run: LoadedRun, question_set: HeldOutQuestions, names: Sequenc
             f'All {adapter.num_experts} experts are active for every token, so an expert has a '
             'share of the gates.'
         )
+    elif adapter.router.scores == 'threshold':
+        how = (
+            f'Each token is routed to those of {adapter.num_experts} experts that are above its '
+            'threshold, so an expert has a share of these token slots.'
+        )
     else:
         how = (
             f'Each token is routed to {adapter.router.top_k} of {adapter.num_experts} experts, so '
@@ -166,9 +171,9 @@ def _introduction(run: LoadedRun, question_set: HeldOutQuestions, names: Sequenc
 
 
 def _slots(run: LoadedRun) -> int:
-    """Return the number of token slots per token; 1 if shares are those of the gates."""
+    """Return the smallest number of token slots per token; 1 if shares are those of the gates."""
     adapter = run.run_config.adapter
-    return 1 if is_dense(adapter) else adapter.router.top_k
+    return 1 if is_dense(adapter) else adapter.router.min_experts
 
 
 def _max_information(run: LoadedRun, num_tasks: int) -> float:

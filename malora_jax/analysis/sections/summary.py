@@ -270,7 +270,7 @@ def _few_experts(run: LoadedRun, numbers: RoutingNumbers) -> Iterator[str]:
         start = numbers['steps'].get(0)
     elif run.is_finished and 'effective_experts' in run.results.get('routing', {}):
         adapter = run.run_config.adapter
-        experts, fewest = adapter.num_experts, adapter.router.top_k
+        experts, fewest = adapter.num_experts, adapter.router.min_experts
         effective = run.results['routing']['effective_experts']
     else:
         return
