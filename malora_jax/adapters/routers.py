@@ -18,6 +18,7 @@ from malora_jax import errors
 from malora_jax.adapters import initializers
 from malora_jax.adapters.base_structure import Axis
 from malora_jax.adapters.scores import SCORES, shares
+from malora_jax.adapters.top_k import top_k_mask
 
 # Inputs of a router: 'x', the input of the linear layer before dropout; or 'first', the input after
 # dropout times the shared down-projection, such as S_A drop(x). `low_rank.project_input` computes
@@ -268,28 +269,6 @@ class RoutingSums(NamedTuple):
     load: jax.Array
     probability: jax.Array
     gate: jax.Array
-
-
-def top_k_mask(scores_NE: jax.Array, top_k: int) -> jax.Array:
-    """Return a mask of the K largest scores of each row.
-
-    Each row has exactly K ones; among equal scores, those with lower indices win. The K passes of
-    arg-max fuse into one elementwise kernel, unlike a sort.
-
-    Args:
-        scores_NE: (N, E), scores.
-        top_k: Number of ones per row, K.
-
-    Returns:
-        (N, E) in the dtype of the scores: 1 for the K largest scores, else 0.
-    """
-    if top_k == scores_NE.shape[-1]:
-        return jnp.ones_like(scores_NE)
-    mask_NE = jnp.zeros_like(scores_NE)
-    for _ in range(top_k):
-        best_N = jnp.argmax(jnp.where(mask_NE > 0, -jnp.inf, scores_NE), axis=-1)
-        mask_NE += jax.nn.one_hot(best_N, scores_NE.shape[-1], dtype=scores_NE.dtype)
-    return mask_NE
 
 
 def sum_by_group(routing: Routing, groups_NG: jax.Array) -> RoutingSums:

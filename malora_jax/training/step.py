@@ -189,8 +189,8 @@ def step_function(
             skipped step changes neither the adapter nor Adam's moments, and its metric `skipped` is
             1. It still counts as a step, so the learning rate schedule continues.
     """
-    is_aligned = model.adapter is not None and model.adapter.alignment_weight > 0
-    has_bias = model.adapter is not None and model.adapter.router.bias_rate > 0
+    adapter = model.adapter
+    is_aligned = adapter is not None and adapter.alignment_weight > 0
     gradients_of = make_gradient_function(model, num_tasks, accumulate)
     update = optax.with_extra_args_support(optimizer).update
 
@@ -216,8 +216,8 @@ def step_function(
         if sums.routing:
             metrics |= routing_metrics(sums.routing)
         adapter_frozen = state.adapter_frozen
-        if has_bias:
-            adapter_frozen = update_biases(model.adapter, adapter_frozen, sums.routing)
+        if adapter is not None and adapter.router.bias_rate > 0:
+            adapter_frozen = update_biases(adapter, adapter_frozen, sums.routing)
         new = state.replace(
             step=state.step + 1,
             adapter_frozen=adapter_frozen,

@@ -158,11 +158,11 @@ def _experts_from_lora(
     structure = cast(StartsFromLoRA, adapter.structure)
     leaves = dict(fresh) | structure.factors_from_lora(fresh, down_DR, adapter.initialization.beta)
     router = adapter.router
-    gate_sum = router.gate_sum(adapter.num_experts)
-    if adapter.has_router and gate_sum is None:
+    gate_sum = router.gate_sum(adapter.num_experts) if adapter.has_router else 1
+    if gate_sum is None:
         leaves['router'] = _ROUTER_SCALE * fresh['router']
         up_RF = up_RF * (num_experts / router.top_k)
-    elif adapter.has_router:
+    else:
         up_RF = up_RF / gate_sum
     last = adapter.structure.factors[-1]
     leaves[last] = jnp.zeros_like(fresh[last]).at[..., : up_RF.shape[0], :].set(up_RF)

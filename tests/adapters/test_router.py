@@ -5,30 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from malora_jax import errors
 from malora_jax.adapters import LowRankExperts, method, routers
+from malora_jax.adapters.balance_bias import update_biases
 from malora_jax.adapters.low_rank import project_input
 from malora_jax.adapters.methods import replace_settings
+from malora_jax.adapters.routers import BALANCE_BIAS
+from malora_jax.adapters.scores import SCORES
 from tests.helpers import reference
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    scores=hnp.arrays(
-        np.float32, st.tuples(st.integers(1, 6), st.just(5)), elements=st.sampled_from([0, 0.25, 1])
-    ),
-    top_k=st.integers(1, 5),
-)
-def test_exactly_k_are_kept_and_ties_go_to_the_lower_index(scores, top_k):
-    mask_NE = np.asarray(routers.top_k_mask(jnp.asarray(scores), top_k))
-    _, index_NK = jax.lax.top_k(jnp.asarray(scores), top_k)
-    expected = np.zeros_like(scores)
-    np.put_along_axis(expected, np.asarray(index_NK), 1, axis=1)
-    np.testing.assert_array_equal(mask_NE, expected)
 
 
 def logits(x_ND, router_DE):
@@ -84,7 +69,7 @@ def test_equal_gates_choose_as_the_router_does_and_learn_from_balance_alone():
 def test_a_layer_with_fewer_experts_routes_as_if_the_others_did_not_exist(gates):
     x_ND, router_DE, _ = routed()
     config, logits_NE = routers.RouterConfig(2, gates=gates), logits(x_ND, router_DE)
-    found = config.route(logits_NE, jnp.int32(5))
+    found = config.route(logits_NE, None, jnp.int32(5))
     for values_NE, expected in zip(found, config.route(logits_NE[:, :5]), strict=True):
         np.testing.assert_allclose(values_NE[:, :5], expected, rtol=1e-6)
         assert not np.any(values_NE[:, 5:])
@@ -94,6 +79,53 @@ def test_a_layer_with_fewer_experts_routes_as_if_the_others_did_not_exist(gates)
     )
     loss = routers.balance_loss(jax.tree.map(lambda each: each[None], sums), np.array([5]))
     np.testing.assert_allclose(loss, [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize('scores', SCORES)
+def test_fewer_experts_with_a_bias(scores):
+    """The bias would choose the experts that the layer does not have."""
+    has_threshold = scores == 'threshold'
+    config = routers.RouterConfig(2, 'x', 'renormalized', scores=scores)
+    logits_NM = jnp.asarray(np.random.default_rng(0).normal(size=(40, 8 + has_threshold)))
+    offset_1M = jnp.arange(8.0)[None] if not has_threshold else jnp.zeros((1, 9))
+    kept = [*range(5), 8] if has_threshold else [*range(5)]
+    found = config.route(logits_NM, offset_1M, jnp.int32(5))
+    few = config.route(logits_NM[:, kept], offset_1M[:, kept])
+    for values_NE, expected_NE in zip(found, few, strict=True):
+        np.testing.assert_allclose(values_NE[:, :5], expected_NE, rtol=1e-6)
+        assert not np.any(values_NE[:, 5:])
+
+
+def test_a_bias_changes_the_choice_but_not_the_gates_of_an_expert():
+    logits_NE = jnp.asarray(np.random.default_rng(0).normal(size=(40, 8)))
+    config = routers.RouterConfig(2, bias_rate=0.1)
+    plain = config.route(logits_NE, jnp.zeros((1, 8)))
+    biased = config.route(logits_NE, jnp.zeros((1, 8)).at[0, 3].set(1.0))
+    assert plain.selected[:, 3].mean() < 0.5
+    np.testing.assert_array_equal(biased.selected[:, 3], 1)
+    np.testing.assert_array_equal(biased.gates[:, 3], plain.probabilities[:, 3])
+    np.testing.assert_array_equal(biased.probabilities, plain.probabilities)
+
+
+def test_a_bias_balances_the_load():
+    """Skewed routers approach equal loads; without the bias, one expert gets most tokens."""
+    x_ND, router_DE, _ = routed(tokens=400)
+    adapter = method('molora', bias_rate=0.02)
+    logits_NE = logits(x_ND, router_DE) + jnp.arange(8.0)[None]
+    frozen = {'q': {BALANCE_BIAS: jnp.zeros((1, 8))}}
+
+    @jax.jit
+    def step(frozen):
+        routing = adapter.router.route(logits_NE, frozen['q'][BALANCE_BIAS])
+        sums = routers.sum_by_group(routing, jnp.ones((400, 1)))
+        routing = {'q': jax.tree.map(lambda each: each[None], sums)}
+        return update_biases(adapter, frozen, routing), routers.expert_load(sums).max()
+
+    frozen, first = step(frozen)
+    for _ in range(200):
+        frozen, last = step(frozen)
+    assert first > 0.3
+    assert last < 0.16
 
 
 def test_router_computes_in_float32_on_bfloat16_input():
