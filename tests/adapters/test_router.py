@@ -111,7 +111,7 @@ def test_a_bias_balances_the_load():
     """Skewed routers approach equal loads; without the bias, one expert gets most tokens."""
     x_ND, router_DE, _ = routed(tokens=400)
     adapter = method('molora', bias_rate=0.02)
-    logits_NE = logits(x_ND, router_DE) + jnp.arange(8.0)[None]
+    logits_NE = logits(x_ND, router_DE) + jnp.arange(8.0)[None] / 2
     frozen = {'q': {BALANCE_BIAS: jnp.zeros((1, 8))}}
 
     @jax.jit
@@ -124,7 +124,7 @@ def test_a_bias_balances_the_load():
     frozen, first = step(frozen)
     for _ in range(200):
         frozen, last = step(frozen)
-    assert first > 0.3
+    assert first > 0.2
     assert last < 0.16
 
 
