@@ -56,8 +56,7 @@ class AdapterSettings:
         renormalize: Whether the gates of the top-k experts are scaled to sum to one. The paper does
             not scale them.
         equal_gates: Whether the top-k experts get gates of 1/K each, whatever their probabilities.
-            The router then learns from the load-balancing loss alone. This is a control experiment
-            (ReMix, arXiv 2603.10160).
+            The router then learns from the load-balancing loss alone, or from `samples`.
         frozen: Names of the parameters that are not trained.
         targets: Names of the adapted linear layers.
         dispatch: Whether tokens are sorted by expert and sent only to their top-k experts, as in
@@ -71,6 +70,9 @@ class AdapterSettings:
             `num_experts` in all layers.
         alignment_weight: Coefficient of the alignment loss, which brings the down-projected inputs
             of different tasks closer to each other (Align-LoRA, arXiv 2508.05078); 0 for none.
+        samples: Number of selections of experts that a training step samples for each token, M: 0,
+            or at least 2. The router then learns from the differences between their losses (ReMix,
+            arXiv 2603.10160); this requires `equal_gates`. A step costs M times as much.
 
     Raises:
         UserError: A value has the wrong type.
@@ -96,6 +98,7 @@ class AdapterSettings:
     router_input: str = 'x'
     experts_per_layer: tuple[int, ...] = ()
     alignment_weight: float = 0.0
+    samples: int = 0
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -115,7 +118,9 @@ class AdapterSettings:
         gates = 'equal' if self.equal_gates else 'renormalized' if self.renormalize else 'softmax'
         return AdapterConfig(
             structure=self._structure(),
-            router=RouterConfig(self.top_k, self.router_input, gates, self.balance_weight),
+            router=RouterConfig(
+                self.top_k, self.router_input, gates, self.balance_weight, self.samples
+            ),
             alpha=self.alpha,
             rank_stabilized=self.rank_stabilized,
             initialization=Initialization(self.beta, self.identical_start),
@@ -180,6 +185,7 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         router_input=router.input,
         experts_per_layer=adapter.experts_per_layer,
         alignment_weight=adapter.alignment_weight,
+        samples=router.samples,
     )
 
 
@@ -238,6 +244,8 @@ METHODS: dict[str, dict[str, Any]] = {
     'alora': dict(_DENSE, rank=16, shared_rank=16, subspace='tails'),
     # λ is that of the authors' script.
     'align_lora': dict(num_experts=1, top_k=1, rank=64, alignment_weight=0.2),
+    # With this α, the update is multiplied by ω = α / (r K) = 2 / (r K), as in its paper.
+    'remix': dict(_TOP2_OF_8, rank=8, alpha=2.0, balance_weight=0.0, equal_gates=True, samples=2),
     'moslora': dict(num_experts=1, top_k=1, rank=64, shared_rank=64, subspace='both'),
     'comol': dict(_DENSE, rank=64, shared_rank=64, subspace='both', router_input='first'),
     # The methods molora and malora with token dispatch, as in the paper.

@@ -6,6 +6,7 @@ Dimension letters: N tokens, E experts, G groups of tokens (tasks), L any leadin
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from malora_jax import errors
 INPUTS = ('x', 'first')
 # Gates of the top-k experts: 'softmax', their probabilities, as in the paper; 'renormalized', these
 # probabilities scaled to sum to one; 'equal', 1/K each without a gradient, so that the router
-# learns from the load-balancing loss alone.
+# learns from the load-balancing loss alone, or from sampled selections (`RouterConfig.samples`).
 GATES = ('softmax', 'renormalized', 'equal')
 
 
@@ -36,6 +37,8 @@ class RouterConfig:
             'renormalized', these probabilities scaled to sum to one; or 'equal', 1/K
             each.
         balance_weight: Coefficient of the load-balancing loss; 0.01 in the paper's tables.
+        samples: Number of independent selections that a training step samples for each token; 0 if
+            every token uses its top-k experts in training, too.
 
     Raises:
         UserError: A setting is unknown or out of range.
@@ -45,6 +48,7 @@ class RouterConfig:
     input: str = 'x'
     gates: str = 'softmax'
     balance_weight: float = 0.01
+    samples: int = 0
 
     def __post_init__(self):
         if self.input not in INPUTS:
@@ -62,6 +66,12 @@ class RouterConfig:
             )
         if self.balance_weight < 0:
             raise errors.out_of_range('adapter.balance_weight', self.balance_weight, 'at least 0')
+        if self.samples != 0 and self.samples < 2:
+            raise errors.out_of_range(
+                'adapter.samples',
+                self.samples,
+                '0, or at least 2: the router learns from differences between samples',
+            )
 
     def gates_sum_to_one(self, num_experts: int) -> bool:
         """Return whether the gates of every token sum to one.
@@ -82,11 +92,36 @@ class RouterConfig:
         Returns:
             Gates, probabilities and selected experts of each token.
         """
-        if num_experts is not None:
-            is_available = jnp.arange(logits_NE.shape[-1])[None] < num_experts
-            logits_NE = jnp.where(is_available, logits_NE, -jnp.inf)
+        logits_NE = _of_available(logits_NE, num_experts)
         probabilities_NE = jax.nn.softmax(logits_NE, axis=-1)
         selected_NE = top_k_mask(jax.lax.stop_gradient(probabilities_NE), self.top_k)
+        return self._weigh(probabilities_NE, selected_NE)
+
+    def sample(
+        self, key: jax.Array, logits_NE: jax.Array, num_experts: jax.Array | None = None
+    ) -> tuple['Routing', jax.Array]:
+        """Sample K experts of each token without replacement, with the router's probabilities.
+
+        The K largest sums of a logit and Gumbel noise are such a sample (Kool et al. 2019, arXiv
+        1903.06059).
+
+        Args:
+            key: Random key.
+            logits_NE: (N, E) float32, logits W_g x.
+            num_experts: () int32 number of experts of this layer, as for `route`.
+
+        Returns:
+            Gates, probabilities and selected experts of each token; and the logarithm of the
+            probability of each token's selection, as `ordered_top_k` returns it.
+        """
+        logits_NE = _of_available(logits_NE, num_experts)
+        noise_NE = jax.random.gumbel(key, logits_NE.shape, logits_NE.dtype)
+        selected_NE, log_probability_N = ordered_top_k(logits_NE + noise_NE, logits_NE, self.top_k)
+        routing = self._weigh(jax.nn.softmax(logits_NE, axis=-1), selected_NE)
+        return routing, log_probability_N
+
+    def _weigh(self, probabilities_NE: jax.Array, selected_NE: jax.Array) -> 'Routing':
+        """Return the decisions of a router, with the gates of the selected experts."""
         gates_NE = probabilities_NE * selected_NE
         if self.gates == 'renormalized':
             gates_NE /= gates_NE.sum(axis=-1, keepdims=True)
@@ -143,6 +178,45 @@ def top_k_mask(scores_NE: jax.Array, top_k: int) -> jax.Array:
         best_N = jnp.argmax(jnp.where(mask_NE > 0, -jnp.inf, scores_NE), axis=-1)
         mask_NE += jax.nn.one_hot(best_N, scores_NE.shape[-1], dtype=scores_NE.dtype)
     return mask_NE
+
+
+def ordered_top_k(
+    scores_NE: jax.Array, logits_NE: jax.Array, top_k: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the experts with the K largest scores, and the probability of drawing them in order.
+
+    With q = softmax(logits) and the experts i_1, …, i_K in descending order of their scores, the
+    logarithm of the probability is Σ_j [log q(i_j) - log(1 - Σ_{j' < j} q(i_j'))]: drawn one after
+    the other, without replacement. Each term is the log-softmax over the experts that are left.
+
+    Args:
+        scores_NE: (N, E), scores; their gradient is zero.
+        logits_NE: (N, E), logits of the router; -inf for an expert that is not available.
+        top_k: Number of experts, K.
+
+    Returns:
+        (N, E), 1 for the K experts with the largest scores, else 0; and (N,), the logarithm of the
+        probability. Only the latter has a gradient, with respect to the logits.
+    """
+    scores_NE = jax.lax.stop_gradient(scores_NE)
+    selected_NE = jnp.zeros_like(scores_NE)
+    log_probability_N = jnp.zeros_like(scores_NE[:, 0])
+    for _ in range(top_k):
+        best_N = jnp.argmax(jnp.where(selected_NE > 0, -jnp.inf, scores_NE), axis=-1)
+        best_NE = jax.nn.one_hot(best_N, scores_NE.shape[-1], dtype=scores_NE.dtype)
+        left_NE = jnp.where(selected_NE > 0, -jnp.inf, logits_NE)
+        best_logit_N = jnp.where(best_NE > 0, logits_NE, 0).sum(axis=-1)
+        log_probability_N += best_logit_N - jax.nn.logsumexp(left_NE, axis=-1)
+        selected_NE += best_NE
+    return selected_NE, log_probability_N
+
+
+def _of_available(logits_NE: jax.Array, num_experts: jax.Array | None) -> jax.Array:
+    """Return the logits, -inf for the experts that a layer with fewer experts does not have."""
+    if num_experts is None:
+        return logits_NE
+    is_available = jnp.arange(logits_NE.shape[-1])[None] < num_experts
+    return jnp.where(is_available, logits_NE, -jnp.inf)
 
 
 def sum_by_group(routing: Routing, groups_NG: jax.Array) -> RoutingSums:
@@ -203,6 +277,24 @@ def effective_experts(load_LE: jax.Array) -> jax.Array:
         (L...,): E if the load is balanced, 1 if one expert gets all tokens.
     """
     return jnp.exp(-jax.scipy.special.xlogy(load_LE, load_LE).sum(axis=-1))
+
+
+def routing_metrics(routing: Mapping[str, RoutingSums]) -> dict[str, jax.Array]:
+    """Return statistics of the expert load, averaged over all routers.
+
+    Args:
+        routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
+
+    Returns:
+        `effective_experts`, exp(entropy) of the load, which is E if the load is balanced; and
+        `max_expert_share`, the share of all routing assignments that the busiest expert gets. A
+        token has one assignment for each expert that the router chose. Both are () float32.
+    """
+    load = jnp.stack([expert_load(sums) for sums in routing.values()])
+    return {
+        'effective_experts': effective_experts(load).mean(),
+        'max_expert_share': load.max(axis=-1).mean(),
+    }
 
 
 def _shares(counts: jax.Array) -> jax.Array:

@@ -46,6 +46,7 @@ SMALL = {
     'hydralora_top2': dict(rank=4, shared_rank=4),
     'alora': dict(rank=4, shared_rank=4),
     'align_lora': dict(rank=5),
+    'remix': dict(rank=3),
     'moslora': dict(rank=6, shared_rank=6),
     'comol': dict(rank=6, shared_rank=6),
 }
@@ -350,6 +351,7 @@ SHAPES = {
     'hydralora_top2': (_ROUTER | {'shared_down': (INPUTS, 12), 'up': (8, 12, OUTPUTS)}, {}),
     'alora': (_ROUTER | {'down': (8, INPUTS, 16), 'shared_up': (16, OUTPUTS)}, {}),
     'align_lora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
+    'remix': (_ROUTER | {'down': (8, INPUTS, 8), 'up': (8, 8, OUTPUTS)}, {}),
     'moslora': (
         {'shared_down': (INPUTS, 64), 'core': (1, 64, 64), 'shared_up': (64, OUTPUTS)},
         {},

@@ -77,6 +77,7 @@ _SIZES: dict[str, dict[str, int]] = {
     'hydralora_top2': dict(num_experts=4, rank=5, shared_rank=5),
     'alora': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
     'align_lora': dict(rank=8),
+    'remix': dict(num_experts=4, rank=3),
     'moslora': dict(rank=8, shared_rank=8),
     'comol': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
     'molora_dispatch': dict(num_experts=4, rank=3),
