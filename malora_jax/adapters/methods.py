@@ -244,8 +244,7 @@ METHODS: dict[str, dict[str, Any]] = {
     'alora': dict(_DENSE, rank=16, shared_rank=16, subspace='tails'),
     # λ is that of the authors' script.
     'align_lora': dict(num_experts=1, top_k=1, rank=64, alignment_weight=0.2),
-    # With this α, the update is multiplied by ω = α / (r K) = 2 / (r K), as in its paper.
-    'remix': dict(_TOP2_OF_8, rank=8, alpha=2.0, balance_weight=0.0, equal_gates=True, samples=2),
+    'remix': dict(_TOP2_OF_8, rank=8, balance_weight=0.0, equal_gates=True, samples=2),
     'moslora': dict(num_experts=1, top_k=1, rank=64, shared_rank=64, subspace='both'),
     'comol': dict(_DENSE, rank=64, shared_rank=64, subspace='both', router_input='first'),
     # The methods molora and malora with token dispatch, as in the paper.

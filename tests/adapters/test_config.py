@@ -36,7 +36,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 def test_methods_differ():
     """No two method names have the same settings."""
     adapters = [method(name) for name in METHODS]
-    assert len(set(adapters)) == len(METHODS) == 22
+    assert len(set(adapters)) == len(METHODS) == 23
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,12 @@ def test_methods_differ():
         ('molora', {'experts_per_layer': (2, 4)}, 'the largest of them num_experts = 8.'),
         ('hydralora', {'experts_per_layer': (0, 8)}, 'numbers of at least 1, the largest'),
         ('lora', {'experts_per_layer': (1, 1)}, 'it must be () for a single expert'),
+        ('molora', {'samples': 2}, 'samples is 2; it must be 0 unless equal_gates is True'),
+        ('remix', {'top_k': 8}, 'equal_gates is True; it must be False unless num_experts > top_k'),
+        ('remix', {'frozen': ('router',)}, 'samples is 2; it must be 0 unless equal_gates is'),
+        ('remix', {'samples': 1}, 'samples is 1; it must be 0, or at least 2: the router learns'),
+        ('remix', {'samples': -2}, 'samples is -2; it must be 0, or at least 2: the router'),
+        ('remix', {'samples': 0}, 'equal_gates is True; it must be False unless num_experts >'),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(name, overrides, message):
@@ -70,6 +76,7 @@ def test_settings_that_contradict_each_other_are_refused(name, overrides, messag
 def test_equal_gates_with_a_router_that_learns_or_is_frozen():
     assert settings('malora', equal_gates=True).equal_gates
     assert settings('hydralora', equal_gates=True, frozen=('router',)).equal_gates
+    assert settings('molora', equal_gates=True, balance_weight=0.0, samples=2).samples == 2
 
 
 def test_experts_per_layer_are_repeated_for_consecutive_layers():

@@ -71,7 +71,7 @@ def scale(config: AdapterConfig):
     return config.alpha / (np.sqrt(rank) if config.rank_stabilized else rank)
 
 
-def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
+def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, order_NK=None):
     """Return the scaled update (α / r) Δ(x) or (α / √r) Δ(x) of every token, (N, m).
 
     Args:
@@ -79,11 +79,17 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
         leaves: Arrays of the adapter by leaf name.
         config: Adapter configuration.
         dropped_ND: Inputs of the experts after dropout; None = no dropout.
+        order_NK: Sampled experts of each token, with gates 1/K; None = the top K.
     """
     experts = [expert_matrix(t, leaves, config) for t in range(config.num_experts)]
     rows = []
-    for x, dropped in zip(x_ND, x_ND if dropped_ND is None else dropped_ND, strict=True):
-        G = token_gates(x, dropped, leaves, config)
+    orders = [None] * len(x_ND) if order_NK is None else order_NK
+    dropped_ND = x_ND if dropped_ND is None else dropped_ND
+    for x, dropped, order_K in zip(x_ND, dropped_ND, orders, strict=True):
+        if order_K is None:
+            G = token_gates(x, dropped, leaves, config)
+        else:
+            G = np.isin(np.arange(config.num_experts), order_K) / len(order_K)
         rows.append(
             scale(config) * sum(g * (D_t @ dropped) for g, D_t in zip(G, experts, strict=True))
         )
@@ -95,17 +101,26 @@ def column_norms(W, leaves, config: AdapterConfig):
     return np.linalg.norm(W + scale(config) * expert_matrix(0, leaves, config), axis=1)
 
 
-def adapted_linear(x_ND, W, leaves, config: AdapterConfig, norms=None):
+def adapted_linear(x_ND, W, leaves, config: AdapterConfig, norms=None, order_NK=None):
     """Return W x + (α / r) Δ(x) of every token; DoRA multiplies it by m / ‖W + (α/r) B A‖.
 
     `norms` replaces the norm, which has no gradient: finite differences hold it fixed.
     """
-    y = x_ND @ W.T + adapter_update(x_ND, leaves, config)
+    y = x_ND @ W.T + adapter_update(x_ND, leaves, config, order_NK=order_NK)
     if not settings_of(config).magnitude:
         return y
     if norms is None:
         norms = column_norms(W, leaves, config)
     return leaves['magnitude'] / norms * y
+
+
+def log_probability(probabilities, order_K):
+    """Return log Q = Σ_j [log q_{i_j} - log(1 - Σ_{j' < j} q_{i_j'})] of experts i_1, …, i_K."""
+    total, left = 0.0, 1.0
+    for i in order_K:
+        total += np.log(probabilities[i]) - np.log(left)
+        left -= probabilities[i]
+    return total
 
 
 def normal_divergence(p, q):

@@ -80,6 +80,7 @@ class ReferenceDecoder:
         adapter: Adapter configuration; None = base model.
         fixed_norms: Fixed column norms of the adapted weights by path; the others are computed.
             DoRA's gradient holds them fixed.
+        orders: Sampled experts (N, K) of the tokens by path; without them, the top K.
     """
 
     def __init__(
@@ -88,10 +89,11 @@ class ReferenceDecoder:
         variables: dict[str, Any],
         adapter: AdapterConfig | None = None,
         fixed_norms: dict[str, np.ndarray] | None = None,
+        orders: dict[str, np.ndarray] | None = None,
     ):
         self.config, self.adapter = config, adapter
         self.weights = merge_trees(*(to_float64(tree) for tree in variables.values()))
-        self.fixed_norms = fixed_norms or {}
+        self.fixed_norms, self.orders = fixed_norms or {}, orders or {}
 
     def __call__(
         self, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
@@ -115,11 +117,7 @@ class ReferenceDecoder:
     def loss(self, batch: dict[str, np.ndarray]) -> ReferenceLosses:
         """Return the losses of packed rows; padding does not count in the load-balancing loss."""
         outputs = self(batch['inputs'], batch['positions'], batch['segment_ids'])
-        logits, mask = outputs.logits, batch['loss_mask']
-        top = logits.max(axis=-1, keepdims=True)
-        log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
-        target = np.take_along_axis(logits, batch['targets'][..., None], axis=-1)[..., 0]
-        nll = ((log_sum - target) * mask).sum() / mask.sum()
+        nll = token_nll(outputs, batch).sum() / batch['loss_mask'].sum()
         adapter, balance = self.adapter, 0.0
         real = batch['segment_ids'].reshape(-1) > 0
         if adapter is not None and adapter.has_router:
@@ -157,7 +155,8 @@ class ReferenceDecoder:
                 self.projected[path] = x @ leaves['down'][0]
             if adapter.structure.kernel_dependent:
                 self.norms[path] = reference.column_norms(W, leaves, adapter)
-            y = reference.adapted_linear(x, W, leaves, adapter, self.fixed_norms.get(path))
+            norms, order = self.fixed_norms.get(path), self.orders.get(path)
+            y = reference.adapted_linear(x, W, leaves, adapter, norms, order)
         return y + leaves['bias'] if 'bias' in leaves else y
 
     def _of_layer(
@@ -211,6 +210,15 @@ class ReferenceDecoder:
         gate = self._linear(x, block['gate'], f'layers/{i}/mlp/gate')
         up = self._linear(x, block['up'], f'layers/{i}/mlp/up')
         return self._linear(gate / (1 + np.exp(-gate)) * up, block['down'], f'layers/{i}/mlp/down')
+
+
+def token_nll(outputs: ReferenceOutputs, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the cross-entropy of each token with loss, (B, T), in nats; 0 for the others."""
+    logits = outputs.logits
+    top = logits.max(axis=-1, keepdims=True)
+    log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
+    target = np.take_along_axis(logits, batch['targets'][..., None], axis=-1)[..., 0]
+    return (log_sum - target) * batch['loss_mask']
 
 
 def router_probabilities(outputs: ReferenceOutputs, segments: np.ndarray) -> np.ndarray:
