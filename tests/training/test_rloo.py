@@ -66,9 +66,9 @@ class Toy:
 
 def by_the_library(logits_TE, order_TK):
     """Return the mask and log Q of the library, from scores that are in the given order."""
-    score_K = jnp.arange(K, 0, -1)[:, None]
-    scores_TE = ((jnp.arange(E) == order_TK[:, :, None]) * score_K).sum(axis=1)
-    return routers.ordered_top_k(scores_TE.astype(logits_TE.dtype), logits_TE, K)
+    chosen_TKE = jax.nn.one_hot(order_TK, E, dtype=logits_TE.dtype)
+    scores_TE = jnp.einsum('TKE,K->TE', chosen_TKE, jnp.arange(K, 0, -1, logits_TE.dtype))
+    return routers.ordered_top_k(scores_TE, logits_TE, K)
 
 
 def by_the_formula(logits_TE, order_TK):
@@ -76,7 +76,7 @@ def by_the_formula(logits_TE, order_TK):
     q_TE = jnp.exp(logits_TE) / jnp.exp(logits_TE).sum(axis=-1, keepdims=True)
     q_TK = jnp.take_along_axis(q_TE, order_TK, axis=-1)
     left_TK = 1 - (jnp.cumsum(q_TK, axis=-1) - q_TK)
-    mask_TE = (jnp.arange(E) == order_TK[:, :, None]).any(axis=1)
+    mask_TE = jax.nn.one_hot(order_TK, E, dtype=q_TE.dtype).sum(axis=1)
     return mask_TE, jnp.log(q_TK / left_TK).sum(axis=-1)
 
 
