@@ -78,12 +78,13 @@ def losses(
         hyperparameters: Hyperparameters, of which the adapter's `scale` and `dropout` are used;
             None for the values in the model's config.
     """
-    rngs, samples = {} if dropout_key is None else {'dropout': dropout_key}, 0
-    if dropout_key is not None and model.adapter is not None:
-        samples = model.adapter.router.samples
-    if samples:
-        rngs['dropout'], rngs['selection'] = jax.random.split(dropout_key)
-        batch = rloo.repeat_rows(batch, samples)
+    rngs, samples = {}, 0
+    if dropout_key is not None:
+        rngs['dropout'] = dropout_key
+        samples = 0 if model.adapter is None else model.adapter.router.samples
+        if samples:
+            rngs['dropout'], rngs['selection'] = jax.random.split(dropout_key)
+            batch = rloo.repeat_rows(batch, samples)
     segments_BT = batch['segment_ids']
     task_BTG = jax.nn.one_hot(batch['task_ids'], num_tasks, dtype=jnp.float32)
     groups_NG = (task_BTG * (segments_BT > 0)[..., None]).reshape(-1, num_tasks)
