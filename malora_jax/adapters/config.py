@@ -112,11 +112,26 @@ class AdapterConfig:
         require(
             router.gates != 'equal'
             or not router.has_weight
-            or (self.has_router and self._router_learns_from_balance),
+            or (self.has_router and self._router_learns_without_gates),
             'equal_gates',
             True,
             "False unless num_experts > top_k and balance_weight > 0, or 'router' is in "
-            'adapter.frozen: with equal gates, only the load-balancing loss trains the router',
+            'adapter.frozen: with equal gates, only the load-balancing loss trains the router, '
+            'or adapter.samples',
+        )
+        require(
+            router.samples == 0
+            or (
+                router.gates == 'equal'
+                and router.scores == 'softmax'
+                and router.bias_rate == 0
+                and router.top_k < self.num_experts
+                and 'router' not in self.frozen
+            ),
+            'samples',
+            router.samples,
+            "0 unless equal_gates is True, scores is 'softmax', bias_rate is 0, num_experts > top_k, "
+            "and 'router' is not in adapter.frozen: samples train the router of equal gates",
         )
         require(
             not self.dispatch
@@ -256,14 +271,15 @@ class AdapterConfig:
         return 'adapter_frozen' if is_untrained else 'adapter'
 
     @property
-    def _router_learns_from_balance(self) -> bool:
-        """True if the load-balancing loss trains the router, or if the router is frozen.
+    def _router_learns_without_gates(self) -> bool:
+        """True if the balance loss or sampled selections train the router, or if it is frozen.
 
-        Equal gates require this, because no other loss then trains the router. If every token uses
-        all experts, the load-balancing loss is constant and does not train the router.
+        Equal gates require this, because they do not train the router. If every token uses all
+        experts, neither does, because the loss is constant.
         """
-        has_gradient = self.router.balance_weight > 0 and self.router.top_k < self.num_experts
-        return has_gradient or 'router' in self.frozen
+        router = self.router
+        has_loss = router.balance_weight > 0 or router.samples > 0
+        return (has_loss and router.top_k < self.num_experts) or 'router' in self.frozen
 
     def axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of each low-rank factor, and of the router's parameters if there is one.

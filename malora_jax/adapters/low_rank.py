@@ -23,7 +23,7 @@ from malora_jax.adapters.input_products import multiply_input
 from malora_jax.distributed import sharding
 
 # Flax collections of statistics that `LowRankExperts` records.
-RECORDED_COLLECTIONS = ('routing', 'alignment')
+RECORDED_COLLECTIONS = ('routing', 'alignment', 'selection')
 
 
 class ProjectedInput(NamedTuple):
@@ -67,6 +67,7 @@ def project_input(
     routers = weights if router.input == 'x' else []
     logits: Sequence[jax.Array | None]
     is_trained = not {config.structure.factors[0], 'router'}.intersection(config.frozen)
+    x_ND = _router_input(config, x_ND)
     if after_dropout_ND is x_ND and is_trained:
         down_projected, logits = multiply_input(x_ND, downs, routers, axis)
     else:
@@ -80,7 +81,9 @@ def project_input(
         logits = [
             products.save_for_backward(
                 jnp.matmul(
-                    projected_NQ.astype(jnp.float32), weight_QE, precision=jax.lax.Precision.HIGHEST
+                    _router_input(config, projected_NQ).astype(jnp.float32),
+                    weight_QE,
+                    precision=jax.lax.Precision.HIGHEST,
                 ),
                 name='router',
             )
@@ -89,6 +92,14 @@ def project_input(
     return [
         ProjectedInput(*both, after_dropout_ND) for both in zip(logits, down_projected, strict=True)
     ]
+
+
+def _router_input(config: AdapterConfig, x: jax.Array) -> jax.Array:
+    """Return the input of a router, without a gradient if sampled selections train the router.
+
+    They train the router alone. Otherwise, they would also train the factors of earlier layers.
+    """
+    return jax.lax.stop_gradient(x) if config.router.samples > 0 else x
 
 
 class LowRankExperts(nn.Module):
@@ -122,6 +133,7 @@ class LowRankExperts(nn.Module):
     ) -> jax.Array:
         """Return the update scale · Δ(x), which is added to the output of the frozen layer.
 
+        With `router.samples` and a PRNG stream `selection`, the experts of each token are sampled.
         For linear layers that share their input, `project_input` and `update` are faster.
 
         Args:
@@ -159,7 +171,9 @@ class LowRankExperts(nn.Module):
             groups_NG: (N, G) float32, a one-hot row for each token: 1 in the column of the token's
                 group (task), else 0; all zeros for padding. If given, `RoutingSums` are sown in
                 collection `routing` under the name `sums`; and with an alignment loss,
-                `TaskMoments` in collection `alignment` under the name `moments`.
+                `TaskMoments` in collection `alignment` under the name `moments`; and with sampled
+                experts, the logarithm of the probability of each token's selection, (N,) float32,
+                in collection `selection` under the name `log_probability`.
             scale: () float32, scale of the update; `config.scale` by default.
             num_experts: () int32, number of experts of this layer; all by default.
 
@@ -235,7 +249,13 @@ class LowRankExperts(nn.Module):
         num_experts: jax.Array | None,
     ) -> routers.Routing:
         offset_1M = None if offset_M is None else offset_M[None]
-        routing = self.config.router.route(logits_NM, offset_1M, num_experts)
+        router = self.config.router
+        if router.samples > 0 and self.has_rng('selection'):
+            key = self.make_rng('selection')
+            routing, log_probability_N = router.sample(key, logits_NM, num_experts)
+            self._record('selection', 'log_probability', log_probability_N)
+        else:
+            routing = router.route(logits_NM, offset_1M, num_experts)
         if groups_NG is not None:
             sums = routers.sum_by_group(routing, groups_NG)
             self._record('routing', 'sums', sums)

@@ -60,8 +60,7 @@ class AdapterSettings:
         renormalize: Whether the gates of the top-k experts are scaled to sum to one. The paper does
             not scale them.
         equal_gates: Whether the top-k experts get gates of 1/K each, whatever their probabilities.
-            The router then learns from the load-balancing loss alone. This is a control experiment
-            (ReMix, arXiv 2603.10160).
+            The router then learns from the load-balancing loss alone, or from `samples`.
         frozen: Names of the parameters that are not trained.
         targets: Names of the adapted linear layers.
         dispatch: Whether tokens are sorted by expert and sent only to their top-k experts, as in
@@ -84,6 +83,9 @@ class AdapterSettings:
         bias_rate: Change per step of a bias that balances the load of the experts without a
             gradient: it is added to the scores when experts are chosen (SMoRA); 0 for no bias.
         start: Initial values of the first factor: 'random', or 'sparse' as in FlyLoRA.
+        samples: Number of selections of experts that a training step samples for each token, M: 0,
+            or at least 2. The router then learns from the differences between their losses (ReMix,
+            arXiv 2603.10160); this requires `equal_gates`. A step costs M times as much.
 
     Raises:
         UserError: A value has the wrong type.
@@ -113,6 +115,7 @@ class AdapterSettings:
     gates_sum_to_k: bool = False
     bias_rate: float = 0.0
     start: str = 'random'
+    samples: int = 0
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -140,6 +143,7 @@ class AdapterSettings:
                 self.scores,
                 self.gates_sum_to_k,
                 self.bias_rate,
+                self.samples,
             ),
             alpha=self.alpha,
             rank_stabilized=self.rank_stabilized,
@@ -211,6 +215,7 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         gates_sum_to_k=router.sum_to_k,
         bias_rate=router.bias_rate,
         start=adapter.initialization.start,
+        samples=router.samples,
     )
 
 
@@ -295,6 +300,7 @@ METHODS: dict[str, dict[str, Any]] = {
         frozen=('shared_down',),
     ),
     'align_lora': dict(num_experts=1, top_k=1, rank=64, alignment_weight=0.2),
+    'remix': dict(_TOP2_OF_8, rank=8, balance_weight=0.0, equal_gates=True, samples=2),
     'moslora': dict(num_experts=1, top_k=1, rank=64, shared_rank=64, subspace='both'),
     'comol': dict(_DENSE, rank=64, shared_rank=64, subspace='both', router_input='first'),
     # The methods molora and malora with token dispatch, as in the paper.

@@ -17,8 +17,8 @@ import numpy as np
 from malora_jax import errors
 from malora_jax.adapters import initializers
 from malora_jax.adapters.base_structure import Axis
-from malora_jax.adapters.scores import SCORES, shares
-from malora_jax.adapters.top_k import top_k_mask
+from malora_jax.adapters.scores import SCORES, Scores, fill, shares
+from malora_jax.adapters.top_k import ordered_top_k, top_k_mask
 
 # Inputs of a router: 'x', the input of the linear layer before dropout; or 'first', the input after
 # dropout times the shared down-projection, such as S_A drop(x). `low_rank.project_input` computes
@@ -26,7 +26,8 @@ from malora_jax.adapters.top_k import top_k_mask
 INPUTS = ('x', 'first')
 # Gates of the top-k experts: 'softmax', their scores, which are probabilities in the paper;
 # 'renormalized', these scores scaled to sum to one; 'equal', 1/K each without a gradient, so that
-# the router learns from the load-balancing loss alone.
+# the router learns from the load-balancing loss alone, or from sampled selections
+# (`RouterConfig.samples`).
 GATES = ('softmax', 'renormalized', 'equal')
 # Name of the parameter that balances the load of the experts without a gradient.
 BALANCE_BIAS = 'balance_bias'
@@ -49,6 +50,8 @@ class RouterConfig:
             router has no weight.
         sum_to_k: Whether renormalized or equal gates are multiplied by K, so that they sum to K.
         bias_rate: Change of the balancing bias per step, u: see `balance_bias`. 0 for no bias.
+        samples: Number of independent selections that a training step samples for each token; 0 if
+            every token uses its top-k experts in training, too.
 
     Raises:
         UserError: A setting is unknown or out of range.
@@ -61,6 +64,7 @@ class RouterConfig:
     scores: str = 'softmax'
     sum_to_k: bool = False
     bias_rate: float = 0.0
+    samples: int = 0
 
     def __post_init__(self):
         if self.scores not in SCORES:
@@ -80,6 +84,12 @@ class RouterConfig:
             )
         if self.balance_weight < 0:
             raise errors.out_of_range('adapter.balance_weight', self.balance_weight, 'at least 0')
+        if self.samples != 0 and self.samples < 2:
+            raise errors.out_of_range(
+                'adapter.samples',
+                self.samples,
+                '0, or at least 2: the router learns from differences between samples',
+            )
 
         if self.scores != 'softmax' and self.gates == 'softmax':
             raise errors.out_of_range(
@@ -222,17 +232,48 @@ class RouterConfig:
         Returns:
             Gates, probabilities and selected experts of each token.
         """
-        is_available_1E = None
-        if num_experts is not None:
-            E = logits_NM.shape[-1] - (self.scores == 'threshold')
-            is_available_1E = jnp.arange(E)[None] < num_experts
+        is_available_1E = self._is_available(logits_NM, num_experts)
         scores = SCORES[self.scores](logits_NM, offset_NM, is_available_1E)
-        choice_NE = jax.lax.stop_gradient(scores.choice)
-        if is_available_1E is not None:
-            choice_NE = jnp.where(is_available_1E, choice_NE, -jnp.inf)
+        choice_NE = jax.lax.stop_gradient(fill(scores.choice, is_available_1E, -jnp.inf))
         selected_NE = top_k_mask(choice_NE, self.top_k)
         if self.scores == 'threshold':
             selected_NE *= choice_NE >= 0
+        return self._weigh(scores, selected_NE)
+
+    def sample(
+        self, key: jax.Array, logits_NE: jax.Array, num_experts: jax.Array | None = None
+    ) -> tuple['Routing', jax.Array]:
+        """Sample K experts of each token without replacement, with the router's probabilities.
+
+        The K largest sums of a logit and Gumbel noise are such a sample (Kool et al. 2019, arXiv
+        1903.06059).
+
+        Args:
+            key: Random key.
+            logits_NE: (N, E) float32, logits W_g x.
+            num_experts: () int32 number of experts of this layer, as for `route`.
+
+        Returns:
+            Gates, probabilities and selected experts of each token; and the logarithm of the
+            probability of each token's selection, as `ordered_top_k` returns it.
+        """
+        is_available_1E = self._is_available(logits_NE, num_experts)
+        scores = SCORES[self.scores](logits_NE, None, is_available_1E)
+        logits_NE = fill(logits_NE, is_available_1E, -jnp.inf)
+        noise_NE = jax.random.gumbel(key, logits_NE.shape, logits_NE.dtype)
+        selected_NE, log_probability_N = ordered_top_k(logits_NE + noise_NE, logits_NE, self.top_k)
+        return self._weigh(scores, selected_NE), log_probability_N
+
+    def _is_available(
+        self, logits_NM: jax.Array, num_experts: jax.Array | None
+    ) -> jax.Array | None:
+        if num_experts is None:
+            return None
+        E = logits_NM.shape[-1] - (self.scores == 'threshold')
+        return jnp.arange(E)[None] < num_experts
+
+    def _weigh(self, scores: Scores, selected_NE: jax.Array) -> 'Routing':
+        """Return the decisions of a router, with the gates of the selected experts."""
         gates_NE = scores.gate * selected_NE
         if self.gates == 'renormalized':
             gates_NE = shares(gates_NE)
@@ -329,3 +370,21 @@ def effective_experts(load_LE: jax.Array) -> jax.Array:
         (L...,): E if the load is balanced, 1 if one expert gets all tokens.
     """
     return jnp.exp(-jax.scipy.special.xlogy(load_LE, load_LE).sum(axis=-1))
+
+
+def routing_metrics(routing: Mapping[str, RoutingSums]) -> dict[str, jax.Array]:
+    """Return statistics of the expert load, averaged over all routers.
+
+    Args:
+        routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
+
+    Returns:
+        `effective_experts`, exp(entropy) of the load, which is E if the load is balanced; and
+        `max_expert_share`, the share of all routing assignments that the busiest expert gets. A
+        token has one assignment for each expert that the router chose. Both are () float32.
+    """
+    load = jnp.stack([expert_load(sums) for sums in routing.values()])
+    return {
+        'effective_experts': effective_experts(load).mean(),
+        'max_expert_share': load.max(axis=-1).mean(),
+    }

@@ -33,10 +33,15 @@ def shares(values_NE: jax.Array) -> jax.Array:
     return values_NE / jnp.where(total > 0, total, 1.0)
 
 
+def fill(values_NE: jax.Array, is_available_NE: jax.Array | None, value: float) -> jax.Array:
+    """Set the entries of experts that a layer does not have to a value."""
+    return values_NE if is_available_NE is None else jnp.where(is_available_NE, values_NE, value)
+
+
 def _softmax(
     logits_NE: jax.Array, bias_NE: jax.Array | None, is_available_NE: jax.Array | None
 ) -> Scores:
-    probability_NE = jax.nn.softmax(_fill(logits_NE, is_available_NE, -jnp.inf), axis=-1)
+    probability_NE = jax.nn.softmax(fill(logits_NE, is_available_NE, -jnp.inf), axis=-1)
     return Scores(probability_NE, probability_NE, _add(probability_NE, bias_NE))
 
 
@@ -44,7 +49,7 @@ def _sigmoid(
     logits_NE: jax.Array, bias_NE: jax.Array | None, is_available_NE: jax.Array | None
 ) -> Scores:
     """SMoRA (arXiv 2501.15103): experts do not compete before the choice."""
-    score_NE = jax.nn.sigmoid(_fill(logits_NE, is_available_NE, -jnp.inf))
+    score_NE = jax.nn.sigmoid(fill(logits_NE, is_available_NE, -jnp.inf))
     return Scores(shares(score_NE), score_NE, _add(score_NE, bias_NE))
 
 
@@ -72,14 +77,9 @@ def _magnitude(
     activations_NE: jax.Array, bias_NE: jax.Array | None, is_available_NE: jax.Array | None
 ) -> Scores:
     """FlyLoRA (NeurIPS 2025): absolute values of the activations A x of single ranks."""
-    activations_NE = _fill(activations_NE, is_available_NE, 0)
+    activations_NE = fill(activations_NE, is_available_NE, 0)
     magnitude_NE = jnp.abs(activations_NE)
     return Scores(shares(magnitude_NE), magnitude_NE, jnp.abs(_add(activations_NE, bias_NE)))
-
-
-def _fill(values_NE: jax.Array, is_available_NE: jax.Array | None, value: float) -> jax.Array:
-    """Set the entries of experts that the layer does not have to a value."""
-    return values_NE if is_available_NE is None else jnp.where(is_available_NE, values_NE, value)
 
 
 def _add(values_NE: jax.Array, bias_NE: jax.Array | None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Masks of the K largest scores of each token.
+"""Masks of the K largest scores of each token, and the probability of a sample of K experts.
 
 Dimension letters: N tokens, E experts.
 """
@@ -32,6 +32,37 @@ def top_k_mask(scores_NE: jax.Array, top_k: int) -> jax.Array:
         best_N = jnp.argmax(jnp.where(mask_NE > 0, -jnp.inf, scores_NE), axis=-1)
         mask_NE += jax.nn.one_hot(best_N, scores_NE.shape[-1], dtype=scores_NE.dtype)
     return mask_NE
+
+
+def ordered_top_k(
+    scores_NE: jax.Array, logits_NE: jax.Array, top_k: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the experts with the K largest scores, and the probability of drawing them in order.
+
+    With q = softmax(logits) and the experts i_1, …, i_K in descending order of their scores, the
+    logarithm of the probability is Σ_j [log q(i_j) - log(1 - Σ_{j' < j} q(i_j'))]: drawn one after
+    the other, without replacement. Each term is the log-softmax over the experts that are left.
+
+    Args:
+        scores_NE: (N, E), scores; their gradient is zero.
+        logits_NE: (N, E), logits of the router; -inf for an expert that is not available.
+        top_k: Number of experts, K.
+
+    Returns:
+        (N, E), 1 for the K experts with the largest scores, else 0; and (N,), the logarithm of the
+        probability. Only the latter has a gradient, with respect to the logits.
+    """
+    scores_NE = jax.lax.stop_gradient(scores_NE)
+    selected_NE = jnp.zeros_like(scores_NE)
+    log_probability_N = jnp.zeros_like(scores_NE[:, 0])
+    for _ in range(top_k):
+        best_N = jnp.argmax(jnp.where(selected_NE > 0, -jnp.inf, scores_NE), axis=-1)
+        best_NE = jax.nn.one_hot(best_N, scores_NE.shape[-1], dtype=scores_NE.dtype)
+        left_NE = jnp.where(selected_NE > 0, -jnp.inf, logits_NE)
+        best_logit_N = jnp.where(best_NE > 0, logits_NE, 0).sum(axis=-1)
+        log_probability_N += best_logit_N - jax.nn.logsumexp(left_NE, axis=-1)
+        selected_NE += best_NE
+    return selected_NE, log_probability_N
 
 
 def _mask_by_threshold(scores_NE: jax.Array, top_k: int) -> jax.Array:

@@ -85,9 +85,10 @@ def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
     """Return the shapes of the arguments of `_layer_gradient`.
 
     These are the trainable leaves, the other leaves, the layer's input (N, D), the cotangent of its
-    output (N, D), and the segment ids (B, T).
+    output (N, D), and the segment ids (B, T). A row counts once for each sample of its experts.
     """
-    B, T = run.data.batch_size, run.data.sequence_length
+    samples = 1 if adapter is None else max(adapter.router.samples, 1)
+    B, T = run.data.batch_size * samples, run.data.sequence_length
     x_ND = jax.ShapeDtypeStruct((B * T, run.model.width), run.model.dtype)
     segments_BT = jax.ShapeDtypeStruct((B, T), jnp.int32)
     variables = nn.unbox(
@@ -119,15 +120,17 @@ def _layer_gradient(
     block = nn.remat(Block, policy=REMAT_POLICIES[run.training.remat])(run.model, adapter)
 
     def objective(trained, x_ND):
-        (out_ND, _), _ = block.apply(
+        (out_ND, _), recorded = block.apply(
             {**others, 'adapter': trained},
             x_ND,
             _context(run, segments_BT, train=True),
             None,
-            rngs={'dropout': jax.random.key(0)},
+            rngs={'dropout': jax.random.key(0), 'selection': jax.random.key(1)},
             mutable=RECORDED_COLLECTIONS,
         )
-        return jnp.vdot(out_ND.astype(jnp.float32), cotangent_ND.astype(jnp.float32))
+        log_probabilities = jax.tree.leaves(recorded.get('selection', {}))
+        product = jnp.vdot(out_ND.astype(jnp.float32), cotangent_ND.astype(jnp.float32))
+        return product + sum(each.sum() for each in log_probabilities)
 
     return jax.grad(objective, argnums=(0, 1))(trained, x_ND)
 

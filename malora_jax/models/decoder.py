@@ -256,7 +256,8 @@ class Decoder(nn.Module):
                 segments are ignored: the tokens of a row attend to the row's whole cache and,
                 causally, to each other.
             return_kv: Whether keys and values are returned; with `past` they always are.
-            train: Whether dropout is on; it needs a PRNG stream named `dropout`.
+            train: Whether dropout is on; it needs a PRNG stream named `dropout`. The stream
+                `selection` is for sampled experts, as in `LowRankExperts`.
             scale: () float32 factor of the adapter's update, which replaces `AdapterConfig.scale`;
                 None keeps the value of the config.
             dropout: () float32 dropout rate, which replaces `AdapterConfig.dropout`; None keeps the
@@ -307,7 +308,7 @@ class Decoder(nn.Module):
             variable_axes={
                 name: 0 for name in ('params', *ADAPTER_COLLECTIONS, 'bank', *RECORDED_COLLECTIONS)
             },
-            split_rngs={'params': True, 'dropout': True},
+            split_rngs={'params': True, 'dropout': True, 'selection': True},
             in_axes=(nn.broadcast, 0, 0),
             length=self.config.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},

@@ -30,7 +30,8 @@ class Hyperparameters(struct.PyTreeNode):
     if the config has zero, the values of `dropout` and `balance_weight` here have no effect.
 
     Attributes:
-        seed: Random seed of the dropout masks, uint32. All other fields are float32.
+        seed: Random seed of the dropout masks and sampled experts, uint32. All other fields are
+            float32.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
         clip_norm: Maximum global norm of the gradient.

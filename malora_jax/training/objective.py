@@ -9,6 +9,9 @@ Dimension letters: N tokens, D model width, V vocabulary, G groups of tokens (ta
 chunk.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -37,16 +40,46 @@ def cross_entropy(
     """
     if not sharding.is_mesh_set():
         return _cross_entropy(hidden_ND, head_VD, targets_N, weights_NG)
-    # Under data parallelism and FSDP, each device sorts and processes only its own tokens.
+    row_axes = sharding.LOGICAL_AXIS_RULES['rows']
+    return _on_own_tokens(
+        lambda *own: jax.lax.psum(_cross_entropy(*own), row_axes), PartitionSpec()
+    )(hidden_ND, head_VD, targets_N, weights_NG)
+
+
+def token_cross_entropy(
+    hidden_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array, weights_N: jax.Array
+) -> jax.Array:
+    """Return the weighted cross-entropy of each token, in nats.
+
+    Args:
+        hidden_ND: (N, D), final hidden states. Only this argument has a gradient.
+        head_VD: (V, D), frozen output projection.
+        targets_N: (N,) int32, the token id that each position should predict.
+        weights_N: (N,) float32, weight of each position. The head is not computed where it is zero.
+
+    Returns:
+        (N,) float32: weights[n] · (−log p(target_n)).
+    """
+    if not sharding.is_mesh_set():
+        return _token_cross_entropy(hidden_ND, head_VD, targets_N, weights_N)
+    rows = PartitionSpec(sharding.LOGICAL_AXIS_RULES['rows'])
+    return _on_own_tokens(_token_cross_entropy, rows)(hidden_ND, head_VD, targets_N, weights_N)
+
+
+def _on_own_tokens(function: Callable[..., jax.Array], result: PartitionSpec) -> Callable[..., Any]:
+    """Return a function of hidden states, head, targets and weights that each device applies.
+
+    Under data parallelism and FSDP, each device sorts and processes only its own tokens.
+    """
     row_axes = sharding.LOGICAL_AXIS_RULES['rows']
     sharded, replicated = PartitionSpec(row_axes), PartitionSpec()
     return jax.shard_map(
-        lambda *own: jax.lax.psum(_cross_entropy(*own), row_axes),
+        function,
         in_specs=(sharded, replicated, sharded, sharded),
-        out_specs=replicated,
+        out_specs=result,
         axis_names=set(row_axes),
         check_vma=False,
-    )(hidden_ND, head_VD, targets_N, weights_NG)
+    )
 
 
 @jax.custom_vjp
@@ -61,9 +94,35 @@ def _forward(hidden_ND, head_VD, targets_N, weights_NG):
     `weights_NG`; and an empty array. The dtype of the empty array is that of the hidden states. The
     backward pass returns a gradient of this dtype.
     """
+
+    def add(loss_G, index_M, loss_M):
+        weights_MG = weights_NG.at[index_M].get(mode='fill', fill_value=0)
+        return loss_G + (loss_M[:, None] * weights_MG).sum(axis=0)
+
+    carries_N = jnp.any(weights_NG != 0, axis=-1)
+    start_G = jnp.zeros(weights_NG.shape[-1])
+    loss_G, gradient_ND = _over_chunks(hidden_ND, head_VD, targets_N, carries_N, add, start_G)
+    return loss_G, (gradient_ND, weights_NG, hidden_ND[:0])
+
+
+def _over_chunks(hidden_ND, head_VD, targets_N, carries_N, add, start):
+    """Compute the losses of the tokens that carry loss, chunk by chunk.
+
+    Args:
+        hidden_ND: (N, D), final hidden states.
+        head_VD: (V, D), output projection.
+        targets_N: (N,) int32, token ids.
+        carries_N: (N,) bool, whether each position carries loss.
+        add: Function of a result, the (M,) positions of a chunk and their (M,) losses that returns
+            the next result. Position N is padding.
+        start: First result.
+
+    Returns:
+        The last result; and the gradient of each token's loss with respect to its hidden state,
+        (N, D) float32.
+    """
     tokens = hidden_ND.shape[0]
     chunk = min(CHUNK_TOKENS, tokens)
-    carries_N = jnp.any(weights_NG != 0, axis=-1)
     count = carries_N.sum()
     # The padding makes the last chunk full. Index N is out of bounds, so it reads zeros and its
     # writes are dropped.
@@ -72,11 +131,10 @@ def _forward(hidden_ND, head_VD, targets_N, weights_NG):
     order_N = jnp.pad(order_N, (0, chunk), constant_values=tokens)
 
     def one_chunk(i, carry):
-        loss_G, gradient_ND = carry
+        result, gradient_ND = carry
         index_M = jax.lax.dynamic_slice(order_N, (i * chunk,), (chunk,))
         hidden_MD = hidden_ND.at[index_M].get(mode='fill', fill_value=0)
         target_M = targets_N.at[index_M].get(mode='fill', fill_value=0)
-        weights_MG = weights_NG.at[index_M].get(mode='fill', fill_value=0)
         logits_MV = logits(hidden_MD, head_VD)
         top_M1 = logits_MV.max(axis=-1, keepdims=True)
         exp_MV = jnp.exp(logits_MV - top_M1)
@@ -88,12 +146,11 @@ def _forward(hidden_ND, head_VD, targets_N, weights_NG):
         gradient_MD = jnp.matmul(softmax_MV, head_VD, preferred_element_type=jnp.float32)
         gradient_MD -= head_VD[target_M]
         gradient_ND = gradient_ND.at[index_M].set(gradient_MD, mode='drop')
-        return loss_G + (loss_M[:, None] * weights_MG).sum(axis=0), gradient_ND
+        return add(result, index_M, loss_M), gradient_ND
 
-    start = (jnp.zeros(weights_NG.shape[-1]), jnp.zeros(hidden_ND.shape, jnp.float32))
+    zeros_ND = jnp.zeros(hidden_ND.shape, jnp.float32)
     chunks = (count + chunk - 1) // chunk
-    loss_G, gradient_ND = jax.lax.fori_loop(0, chunks, one_chunk, start)
-    return loss_G, (gradient_ND, weights_NG, hidden_ND[:0])
+    return jax.lax.fori_loop(0, chunks, one_chunk, (start, zeros_ND))
 
 
 def _backward(residuals, cotangent_G):
@@ -103,3 +160,28 @@ def _backward(residuals, cotangent_G):
 
 
 _cross_entropy.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _token_cross_entropy(hidden_ND, head_VD, targets_N, weights_N):
+    return _token_forward(hidden_ND, head_VD, targets_N, weights_N)[0]
+
+
+def _token_forward(hidden_ND, head_VD, targets_N, weights_N):
+    """Return the loss of each token, and the residuals as `_forward` does."""
+
+    def add(loss_N, index_M, loss_M):
+        return loss_N.at[index_M].set(loss_M, mode='drop')
+
+    start_N = jnp.zeros(weights_N.shape)
+    loss_N, gradient_ND = _over_chunks(hidden_ND, head_VD, targets_N, weights_N != 0, add, start_N)
+    return weights_N * loss_N, (gradient_ND, weights_N, hidden_ND[:0])
+
+
+def _token_backward(residuals, cotangent_N):
+    gradient_ND, weights_N, like = residuals
+    scale_N1 = (weights_N * cotangent_N)[:, None]
+    return (gradient_ND * scale_N1).astype(like.dtype), None, None, None
+
+
+_token_cross_entropy.defvjp(_token_forward, _token_backward)

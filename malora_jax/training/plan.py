@@ -91,6 +91,8 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
     Dispatch also pads the tokens of each expert. The padding is not counted, so the number is then
     a lower bound.
 
+    If the routers sample experts, every part is computed once for each sample.
+
     Attention is causal and is counted over half of a full row. The output head is counted for every
     token, although it is computed only for tokens that carry loss. DoRA's column lengths depend
     only on the weights. They are computed once in the forward pass of each batch, without a
@@ -130,6 +132,8 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
         'column_lengths': _column_length_flops(variables['params'], model.adapter)
         // (sequence_length * batch_size),
     }
+    if model.adapter is not None and model.adapter.router.samples > 0:
+        parts = {name: model.adapter.router.samples * part for name, part in parts.items()}
     return parts | {'total': sum(parts.values())}
 
 

@@ -18,10 +18,11 @@ from malora_jax.adapters.low_rank import RECORDED_COLLECTIONS
 from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import output_head
+from malora_jax.training import rloo
 from malora_jax.training.accumulation import accumulate_gradients
 from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import Hyperparameters
-from malora_jax.training.objective import cross_entropy
+from malora_jax.training.objective import cross_entropy, token_cross_entropy
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer, with_schedule_step
 from malora_jax.training.state import TrainState
 
@@ -42,6 +43,8 @@ class Losses(NamedTuple):
         tokens: () float32, number of tokens that are not padding.
         alignment: () float32, alignment loss times the number of tokens; 0 without this loss.
         routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
+        router: () float32, loss of routers that sample experts, for its gradient with respect to
+            them (`rloo.router_loss`); None without samples.
     """
 
     nll: jax.Array
@@ -49,6 +52,7 @@ class Losses(NamedTuple):
     tokens: jax.Array
     alignment: jax.Array
     routing: dict[str, routers.RoutingSums]
+    router: jax.Array | None = None
 
 
 def losses(
@@ -61,16 +65,27 @@ def losses(
 ) -> Losses:
     """Apply the model to a packed batch, and return sums of the loss and of the routing.
 
+    If the routers sample experts in training, the sums are means over the samples, each of which
+    has a dropout mask of its own.
+
     Args:
         model: Decoder, with or without an adapter.
         variables: Variable collections of the decoder.
         batch: `inputs`, `targets`, `loss_mask`, `task_ids`, `segment_ids` and `positions`, all of
             shape (B, T); segment 0 is padding.
         num_tasks: G, the number of tasks.
-        dropout_key: Random key of the dropout masks; None for no dropout.
+        dropout_key: Random key of the dropout masks and of the sampled experts; None for no
+            dropout and the top-k experts.
         hyperparameters: Hyperparameters, of which the adapter's `scale` and `dropout` are used;
             None for the values in the model's config.
     """
+    rngs, samples = {}, 0
+    if dropout_key is not None:
+        rngs['dropout'] = dropout_key
+        samples = 0 if model.adapter is None else model.adapter.router.samples
+        if samples:
+            rngs['dropout'], rngs['selection'] = jax.random.split(dropout_key)
+            batch = rloo.repeat_rows(batch, samples)
     segments_BT = batch['segment_ids']
     task_BTG = jax.nn.one_hot(batch['task_ids'], num_tasks, dtype=jnp.float32)
     groups_NG = (task_BTG * (segments_BT > 0)[..., None]).reshape(-1, num_tasks)
@@ -83,20 +98,24 @@ def losses(
         train=dropout_key is not None,
         scale=None if hyperparameters is None else hyperparameters.scale,
         dropout=None if hyperparameters is None else hyperparameters.dropout,
-        rngs={} if dropout_key is None else {'dropout': dropout_key},
+        rngs=rngs,
         mutable=RECORDED_COLLECTIONS,
     )
     weights_NG = groups_NG * batch['loss_mask'].reshape(-1, 1)
-    nll_G = cross_entropy(
-        hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
-        output_head(model.config, variables['params']),
-        batch['targets'].reshape(-1),
-        weights_NG,
-    )
+    hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+    head_VD = output_head(model.config, variables['params'])
+    targets_N = batch['targets'].reshape(-1)
     tokens = groups_NG.sum()
     aligned = tokens * _mean_alignment_loss(collections.get('alignment', {}))
     routing = routing_by_path(collections.get('routing', {}))
-    return Losses(nll_G, weights_NG.sum(axis=0), tokens, aligned, routing)
+    if not samples:
+        nll_G = cross_entropy(hidden_ND, head_VD, targets_N, weights_NG)
+        return Losses(nll_G, weights_NG.sum(axis=0), tokens, aligned, routing)
+    nll_N = token_cross_entropy(hidden_ND, head_VD, targets_N, weights_NG.sum(axis=1))
+    router = rloo.router_loss(nll_N, collections['selection'], segments_BT, samples)
+    nll_G = jnp.matmul(nll_N, groups_NG, precision=jax.lax.Precision.HIGHEST)
+    sums = Losses(nll_G, weights_NG.sum(axis=0), tokens, aligned, routing, router)
+    return jax.tree.map(lambda values: values / samples, sums)
 
 
 def _mean_alignment_loss(collection: Any) -> jax.Array:
@@ -173,8 +192,8 @@ def step_function(
 ) -> StepFunction:
     """Return the training step: (state, params, batch, hyperparameters) to (state, metrics).
 
-    Only the adapter is differentiated. The dropout masks depend on the seed, the number of the step
-    and the micro-batch, so a resumed run samples the same masks.
+    Only the adapter is differentiated. Dropout masks and sampled experts depend on the seed, the
+    number of the step and the micro-batch, so a resumed run samples the same ones.
 
     Args:
         model: Decoder with the adapter.
@@ -214,7 +233,7 @@ def step_function(
         if is_aligned:
             metrics['alignment_loss'] = sums.alignment / jnp.maximum(sums.tokens, 1)
         if sums.routing:
-            metrics |= routing_metrics(sums.routing)
+            metrics |= routers.routing_metrics(sums.routing)
         adapter_frozen = state.adapter_frozen
         if adapter is not None and adapter.router.bias_rate > 0:
             adapter_frozen = update_biases(adapter, adapter_frozen, sums.routing)
@@ -302,7 +321,8 @@ def make_gradient_function(
     """Return the part of the training step that computes the gradient of the adapter.
 
     The objective includes the load-balancing loss only if the model has routers and its config has
-    a positive balance weight, and the alignment loss only if its weight is positive.
+    a positive balance weight, and the alignment loss only if its weight is positive. If routers
+    sample experts, their gradient is the estimate of `rloo`.
 
     Args:
         model: Decoder with the adapter.
@@ -334,6 +354,8 @@ def make_gradient_function(
             total = loss + hyperparameters.balance_weight * balance if is_balanced else loss
             if config is not None and config.alignment_weight > 0:
                 total += config.alignment_weight * sums.alignment / tokens
+            if sums.router is not None:
+                total += sums.router / loss_tokens
             return total, (loss, balance, sums)
 
         key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)
@@ -357,24 +379,6 @@ def abstract_batch(batch_size: int, sequence_length: int) -> Batch:
     shape, where = (batch_size, sequence_length), sharding.batch_sharding()
     return {
         key: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for key, dtype in dtypes.items()
-    }
-
-
-def routing_metrics(routing: Mapping[str, routers.RoutingSums]) -> dict[str, jax.Array]:
-    """Return statistics of the expert load, averaged over all routers.
-
-    Args:
-        routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
-
-    Returns:
-        `effective_experts`, exp(entropy) of the load, which is E if the load is balanced; and
-        `max_expert_share`, the share of all routing assignments that the busiest expert gets. A
-        token has one assignment for each expert that the router chose. Both are () float32.
-    """
-    load = jnp.stack([routers.expert_load(sums) for sums in routing.values()])
-    return {
-        'effective_experts': routers.effective_experts(load).mean(),
-        'max_expert_share': load.max(axis=-1).mean(),
     }
 
 

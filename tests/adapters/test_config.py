@@ -36,7 +36,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 def test_methods_differ():
     """No two method names have the same settings."""
     adapters = [method(name) for name in METHODS]
-    assert len(set(adapters)) == len(METHODS) == 25
+    assert len(set(adapters)) == len(METHODS) == 26
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,12 @@ def test_methods_differ():
         ('malora', {'gates_sum_to_k': True}, 'gates_sum_to_k is True; it must be False without'),
         ('smora', {'num_experts': 8}, 'shared_rank is 44; it must be equal to num_experts (8) if'),
         ('smora', {'frozen': ('balance_bias',)}, "Unknown parameter in adapter.frozen 'balance_bi"),
+        ('molora', {'samples': 2}, 'samples is 2; it must be 0 unless equal_gates is True'),
+        ('remix', {'top_k': 8}, 'equal_gates is True; it must be False unless num_experts > top_k'),
+        ('remix', {'frozen': ('router',)}, 'samples is 2; it must be 0 unless equal_gates is'),
+        ('remix', {'samples': 1}, 'samples is 1; it must be 0, or at least 2: the router learns'),
+        ('remix', {'samples': -2}, 'samples is -2; it must be 0, or at least 2: the router'),
+        ('remix', {'samples': 0}, 'equal_gates is True; it must be False unless num_experts >'),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(name, overrides, message):
@@ -88,6 +94,7 @@ def test_settings_that_contradict_each_other_are_refused(name, overrides, messag
 def test_equal_gates_with_a_router_that_learns_or_is_frozen():
     assert settings('malora', equal_gates=True).equal_gates
     assert settings('hydralora', equal_gates=True, frozen=('router',)).equal_gates
+    assert settings('molora', equal_gates=True, balance_weight=0.0, samples=2).samples == 2
 
 
 def test_experts_per_layer_are_repeated_for_consecutive_layers():

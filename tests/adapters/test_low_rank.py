@@ -50,6 +50,7 @@ SMALL = {
     'smora': dict(num_experts=12, shared_rank=12, top_k=5),
     'flylora': dict(num_experts=12, shared_rank=12, top_k=5),
     'align_lora': dict(rank=5),
+    'remix': dict(rank=3),
     'moslora': dict(rank=6, shared_rank=6),
     'comol': dict(rank=6, shared_rank=6),
 }
@@ -380,6 +381,7 @@ SHAPES = {
         {'shared_down': (INPUTS, 128), 'balance_bias': (128,)},
     ),
     'align_lora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
+    'remix': (_ROUTER | {'down': (8, INPUTS, 8), 'up': (8, 8, OUTPUTS)}, {}),
     'moslora': (
         {'shared_down': (INPUTS, 64), 'core': (1, 64, 64), 'shared_up': (64, OUTPUTS)},
         {},

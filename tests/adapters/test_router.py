@@ -1,5 +1,7 @@
 """Routing (eq. (4)), load balancing and its loss, and the routing statistics."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -248,3 +250,63 @@ def test_a_router_cannot_see_what_experts_do_not_share():
         method('molora', router_input='first')
     with pytest.raises(errors.UserError, match=r"Unknown adapter\.router_input 'y'"):
         method('malora', router_input='y')
+
+
+# Sampled experts.
+
+
+def test_samples_without_replacement_have_their_exact_probabilities():
+    """Compare 400,000 samples with all 24 ordered pairs of 4 of 5 experts, to 5 standard errors."""
+    count, top_k = 400_000, 2
+    logits_E = np.array([0.5, -1.0, 2.0, 0.0, 3.0], np.float32)
+    logits_NE = jnp.broadcast_to(jnp.asarray(logits_E), (count, 5))
+    config = routers.RouterConfig(top_k, gates='equal', samples=2)
+    routing, log_N = config.sample(jax.random.key(0), logits_NE, jnp.int32(4))
+    q = reference.softmax(logits_E[:4].astype(np.float64))
+    assert np.all(np.asarray(routing.selected).sum(axis=1) == top_k)
+    assert not np.any(routing.selected[:, 4])
+    log_N, selected_NE = np.asarray(log_N, np.float64), np.asarray(routing.selected) > 0
+    seen = 0
+    for first, second in itertools.permutations(range(4), 2):
+        expected = q[first] * q[second] / (1 - q[first])
+        is_pair_N = selected_NE[:, first] & selected_NE[:, second]
+        is_pair_N &= np.abs(log_N - reference.log_probability(q, (first, second))) < 1e-5
+        error = np.sqrt(expected * (1 - expected) / count)
+        assert abs(is_pair_N.mean() - expected) < 5 * error, (first, second)
+        seen += is_pair_N.sum()
+    assert seen == count
+
+
+def test_the_gradient_of_the_probability_is_that_of_the_formula():
+    rng = np.random.default_rng(0)
+    logits_NE, scores_NE = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    orders_NK = np.argsort(-scores_NE, axis=1)[:, :3]
+
+    def log_probability(logits_NE):
+        chances = map(reference.softmax, logits_NE)
+        return sum(map(reference.log_probability, chances, orders_NK))
+
+    value, gradient_NE = jax.value_and_grad(
+        lambda logits_NE: routers.ordered_top_k(jnp.asarray(scores_NE), logits_NE, 3)[1].sum()
+    )(jnp.asarray(logits_NE))
+    point = logits_NE.astype(np.float64)
+    np.testing.assert_allclose(value, log_probability(point), rtol=1e-5)
+    for n, e in np.ndindex(*point.shape):
+        step = np.zeros_like(point)
+        step[n, e] = 1e-5
+        expected = (log_probability(point + step) - log_probability(point - step)) / 2e-5
+        np.testing.assert_allclose(gradient_NE[n, e], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_samples_with_a_stream_of_random_numbers_and_not_without():
+    experts = LowRankExperts(method('remix', rank=3), 6)
+    x_ND = jnp.asarray(np.random.default_rng(0).normal(size=(20, 9)), jnp.float32)
+    variables = nn.unbox(experts.init(jax.random.key(0), x_ND))
+    variables['adapter']['up'] += 1
+    top, first, again, second = (
+        experts.apply(variables, x_ND, rngs=rngs)
+        for rngs in ({}, *({'selection': jax.random.key(seed)} for seed in (0, 0, 1)))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(top, first)
+    assert not np.allclose(first, second)

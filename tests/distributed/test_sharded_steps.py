@@ -40,13 +40,14 @@ def measured() -> dict[str, dict[str, dict]]:
     """Return the output of `sharded_steps` by mesh and method.
 
     The mixed mesh, which splits rows, inputs, outputs and experts, has every layout, and the meshes
-    that split an adapter have every structure. Data parallelism splits only the batch.
+    that split an adapter have every structure. Data parallelism splits only the batch. Sampled
+    experts are the same on all devices.
     """
     methods = dict.fromkeys(MESHES, STRUCTURES)
-    methods |= {'data': ('lora', 'dora', 'malora'), 'mixed': LAYOUTS}
+    methods |= {'data': ('lora', 'dora', 'malora', 'remix'), 'mixed': (*LAYOUTS, 'remix')}
     cases = {
         method: {mesh: sizes for mesh, sizes in MESHES.items() if method in methods[mesh]}
-        for method in dict.fromkeys([*STRUCTURES, *LAYOUTS])
+        for method in dict.fromkeys([*STRUCTURES, *LAYOUTS, 'remix'])
     }
     done = subprocess.run(
         [sys.executable, '-m', 'tests.distributed.sharded_steps', json.dumps(cases)],

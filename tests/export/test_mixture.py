@@ -29,6 +29,7 @@ CASES = [
     for changes in ({}, {'renormalize': True}, {'equal_gates': True}, {'rank_stabilized': True})
     if 'equal_gates' not in changes or small_method(name).router.balance_weight > 0
 ]
+CASES.append(('remix', {}))
 TOKENS, INPUTS, OUTPUTS = 20, 14, 11
 
 

@@ -80,6 +80,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     'smora': dict(num_experts=6, shared_rank=6, top_k=2),
     'flylora': dict(num_experts=8, shared_rank=8, top_k=3),
     'align_lora': dict(rank=8),
+    'remix': dict(num_experts=4, rank=3),
     'moslora': dict(rank=8, shared_rank=8),
     'comol': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
     'molora_dispatch': dict(num_experts=4, rank=3),

@@ -92,6 +92,13 @@ def expert_scores(x, dropped, leaves, config: AdapterConfig):
     return p, p, p + bias
 
 
+def sampled_routing(order_K, config: AdapterConfig):
+    """Return the routing of one token to sampled experts, with equal gates."""
+    chosen = np.isin(np.arange(config.num_experts), order_K)
+    unknown = np.full(len(chosen), np.nan)
+    return TokenRouting(chosen / len(order_K), unknown, unknown, chosen)
+
+
 def token_routing(x, dropped, leaves, config: AdapterConfig):
     """Return the routing of one token x (n,); a single expert always has gate 1."""
     if config.num_experts == 1:
@@ -157,6 +164,15 @@ def adapted_linear(x_ND, W, leaves, config: AdapterConfig, norms=None, routings=
     if norms is None:
         norms = column_norms(W, leaves, config)
     return leaves['magnitude'] / norms * y
+
+
+def log_probability(probabilities, order_K):
+    """Return log Q = Σ_j [log q_{i_j} - log(1 - Σ_{j' < j} q_{i_j'})] of experts i_1, …, i_K."""
+    total, left = 0.0, 1.0
+    for i in order_K:
+        total += np.log(probabilities[i]) - np.log(left)
+        left -= probabilities[i]
+    return total
 
 
 def normal_divergence(p, q):

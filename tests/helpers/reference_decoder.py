@@ -24,14 +24,18 @@ class ReferenceOutputs:
     Attributes:
         hidden: (B, T, D), hidden states after the final norm.
         logits: (B, T, V), logits.
+        inputs: (N, D), inputs of each adapted linear, in the order of tokens.
         routings: Routing of each token, for each adapted linear that has a router.
+        routers: (D, E), weights of the routers.
         projected: (N, R), products of the inputs with the down-projection of a single expert.
         norms: (F,), column norms of each adapted weight, by which DoRA divides.
     """
 
     hidden: np.ndarray
     logits: np.ndarray
+    inputs: dict[str, np.ndarray]
     routings: dict[str, list[reference.TokenRouting]]
+    routers: dict[str, np.ndarray]
     projected: dict[str, np.ndarray]
     norms: dict[str, np.ndarray]
 
@@ -79,6 +83,7 @@ class ReferenceDecoder:
         adapter: Adapter configuration; None = base model.
         fixed_norms: Fixed column norms of the adapted weights by path; the others are computed.
             DoRA's gradient holds them fixed.
+        orders: Sampled experts (N, K) of the tokens by path; without them, the top K.
     """
 
     def __init__(
@@ -87,16 +92,18 @@ class ReferenceDecoder:
         variables: dict[str, Any],
         adapter: AdapterConfig | None = None,
         fixed_norms: dict[str, np.ndarray] | None = None,
+        orders: dict[str, np.ndarray] | None = None,
     ):
         self.config, self.adapter = config, adapter
         self.weights = merge_trees(*(to_float64(tree) for tree in variables.values()))
-        self.fixed_norms = fixed_norms or {}
+        self.fixed_norms, self.orders = fixed_norms or {}, orders or {}
 
     def __call__(
         self, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
     ) -> ReferenceOutputs:
         """Run the decoder on packed rows; all arguments are (B, T)."""
-        self.routings, self.projected, self.norms = {}, {}, {}
+        self.inputs, self.routings, self.routers = {}, {}, {}
+        self.projected, self.norms = {}, {}
         weights, shape = self.weights, tokens.shape
         x = weights['embedding'][tokens.reshape(-1)]
         for i in range(self.config.num_layers):
@@ -109,16 +116,14 @@ class ReferenceDecoder:
         head = weights['embedding' if self.config.tied else 'head']
         logits = (x @ head.T).reshape(*shape, -1)
         x = x.reshape(*shape, -1)
-        return ReferenceOutputs(x, logits, self.routings, self.projected, self.norms)
+        return ReferenceOutputs(
+            x, logits, self.inputs, self.routings, self.routers, self.projected, self.norms
+        )
 
     def loss(self, batch: dict[str, np.ndarray]) -> ReferenceLosses:
         """Return the losses of packed rows; padding does not count in the load-balancing loss."""
         outputs = self(batch['inputs'], batch['positions'], batch['segment_ids'])
-        logits, mask = outputs.logits, batch['loss_mask']
-        top = logits.max(axis=-1, keepdims=True)
-        log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
-        target = np.take_along_axis(logits, batch['targets'][..., None], axis=-1)[..., 0]
-        nll = ((log_sum - target) * mask).sum() / mask.sum()
+        nll = token_nll(outputs, batch).sum() / batch['loss_mask'].sum()
         adapter, balance = self.adapter, 0.0
         real = batch['segment_ids'].reshape(-1) > 0
         if adapter is not None and adapter.has_router:
@@ -150,9 +155,16 @@ class ReferenceDecoder:
         y = x @ W.T
         if adapter is not None and name in adapter.targets:
             adapter, leaves = self._of_layer(adapter, leaves, int(path.split('/')[1]))
-            routings = [reference.token_routing(each, each, leaves, adapter) for each in x]
+            self.inputs[path] = x
+            if path in self.orders:
+                sampled = self.orders[path]
+                routings = [reference.sampled_routing(order, adapter) for order in sampled]
+            else:
+                routings = [reference.token_routing(each, each, leaves, adapter) for each in x]
             if adapter.has_router:
                 self.routings[path] = routings
+            if 'router' in leaves:
+                self.routers[path] = leaves['router']
             elif 'down' in leaves:
                 self.projected[path] = x @ leaves['down'][0]
             if adapter.structure.kernel_dependent:
@@ -212,6 +224,15 @@ class ReferenceDecoder:
         gate = self._linear(x, block['gate'], f'layers/{i}/mlp/gate')
         up = self._linear(x, block['up'], f'layers/{i}/mlp/up')
         return self._linear(gate / (1 + np.exp(-gate)) * up, block['down'], f'layers/{i}/mlp/down')
+
+
+def token_nll(outputs: ReferenceOutputs, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the cross-entropy of each token with loss, (B, T), in nats; 0 for the others."""
+    logits = outputs.logits
+    top = logits.max(axis=-1, keepdims=True)
+    log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
+    target = np.take_along_axis(logits, batch['targets'][..., None], axis=-1)[..., 0]
+    return (log_sum - target) * batch['loss_mask']
 
 
 def choice_scores(outputs: ReferenceOutputs, segments: np.ndarray) -> np.ndarray:

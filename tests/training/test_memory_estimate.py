@@ -45,11 +45,13 @@ def compiled_bytes(model: Decoder, rows: int, length: int) -> int:
     return found.temp_size_in_bytes
 
 
-@pytest.mark.parametrize('remat', ['light', 'full'])
-def test_a_row_takes_what_the_compiler_gives_it(remat):
+@pytest.mark.parametrize(
+    ('name', 'remat'), [('malora', 'light'), ('malora', 'full'), ('remix', 'light')]
+)
+def test_a_row_takes_what_the_compiler_gives_it(name, remat):
     """The test uses float32, because XLA computes bfloat16 in float32 on a CPU."""
     config = preset('tiny', width=256, hidden=768, num_layers=12)
-    model = Decoder(config, small_method('malora'), remat)
+    model = Decoder(config, small_method(name), remat)
     two, six = (compiled_bytes(model, rows, 256) for rows in (2, 6))
     assert row_bytes(model, 256) == pytest.approx((six - two) / 4, rel=0.15)
 

@@ -40,6 +40,7 @@ ROWS = [
     ('smora', {'num_experts': 64, 'shared_rank': 64}, 207_618_048, 12_288, 3.081, 2.989),
     ('flylora', {}, 157_286_400, 128_999_424, 2.334, 2.239),
     ('align_lora', {}, 143_130_624, 0, 2.124, 2.080),
+    ('remix', {}, 151_191_552, 0, 2.244, 2.194),
     ('moslora', {}, 143_917_056, 0, 2.136, 2.091),
     ('comol', {}, 149_520_384, 0, 2.219, 2.171),
     # r̄ = 13 gives the 2.2% that the paper prints without the ranks.
@@ -167,6 +168,14 @@ def test_operations_of_an_adapter_by_hand(name):
     weights = 64 * (64 + 32 + 32) + 3 * 64 * 96
     lengths = 2 * 2 * ((8 + 1) * weights + 8 * 8 * (416 + 384)) / 512
     assert found['column_lengths'] == (lengths if name == 'dora' else 0)
+
+
+def test_every_sample_costs_a_forward_and_a_backward_pass():
+    sampled, alone = (
+        flops_per_token(tiny_model(small_method(name, **changes)), 128, 4)
+        for name, changes in (('remix', {'samples': 3}), ('molora', {}))
+    )
+    assert sampled == {part: 3 * count for part, count in alone.items()}
 
 
 def test_operations_of_column_lengths_as_the_compiler_counts_them():
