@@ -130,8 +130,9 @@ class AdapterConfig:
             ),
             'samples',
             router.samples,
-            "0 unless equal_gates is True, scores is 'softmax', bias_rate is 0, num_experts > top_k, "
-            "and 'router' is not in adapter.frozen: samples train the router of equal gates",
+            "0 unless equal_gates is True, scores is 'softmax', bias_rate is 0, "
+            "num_experts > top_k, and 'router' is not in adapter.frozen: samples train the router "
+            'of equal gates',
         )
         require(
             not self.dispatch
