@@ -33,6 +33,7 @@ Leaves = Mapping[str, jax.Array]
 # learning rate; and a description for reports.
 PARAMETER_KINDS = {
     'router': ('router', 'routers'),
+    'up_router': ('router', 'routers of the up-projections'),
     'down': ('down', 'down-projections, A'),
     'shared_down': ('down', 'shared subspace, S_A'),
     'core': ('core', 'cores, P'),
@@ -220,7 +221,7 @@ class Structure(abc.ABC):
 
         Returns:
             Down-projections, (L, E, D, R), or (L, 1, D, R) if the experts share them; and
-            up-projections, (L, E, R, F).
+            up-projections, (L, E, R, F), or (L, U, R, F) if a second router weights U of them.
 
         Raises:
             UserError: An expert of this structure is not a product of two matrices.

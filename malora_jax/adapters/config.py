@@ -64,6 +64,8 @@ class AdapterConfig:
             have room for `num_experts` in every layer, but the router does not choose the others.
         alignment_weight: Coefficient of the alignment loss between tasks (Align-LoRA, see
             `alignment`); 0 for none.
+        similarity_weight: Coefficient of the similarity loss between experts (D²MoRA, see
+            `similarity_loss`); 0 for none.
 
     Raises:
         UserError: A setting is out of range, unknown, or contradicts another setting.
@@ -80,6 +82,7 @@ class AdapterConfig:
     dispatch: bool = False
     experts_per_layer: tuple[int, ...] = ()
     alignment_weight: float = 0.0
+    similarity_weight: float = 0.0
 
     def __post_init__(self):
         router = self.router
@@ -99,6 +102,12 @@ class AdapterConfig:
         require(self.alpha > 0, 'alpha', self.alpha, 'positive')
         require(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
         require(self.alignment_weight >= 0, 'alignment_weight', self.alignment_weight, 'at least 0')
+        require(
+            self.similarity_weight == 0 or (self.similarity_weight > 0 and self.has_router),
+            'similarity_weight',
+            self.similarity_weight,
+            'at least 0, and 0 for a single expert',
+        )
         self._check_frozen()
         require(
             router.gates != 'equal' or (self.has_router and self._router_learns_from_balance),
@@ -111,7 +120,7 @@ class AdapterConfig:
             not self.dispatch or (self.has_router and bool(self.structure.dispatch_factors)),
             'dispatch',
             True,
-            "False unless num_experts > 1 and subspace is 'down'",
+            "False unless num_experts > 1, subspace is 'down' and num_up_experts is 0",
         )
         require(
             router.input == 'x' or self.structure.first_factor_axis != 'expert',

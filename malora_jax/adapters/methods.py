@@ -8,6 +8,7 @@ from malora_jax import errors
 from malora_jax.adapters import structures
 from malora_jax.adapters.base_structure import Structure, SubspaceStructure, require
 from malora_jax.adapters.config import DEFAULT_TARGETS, AdapterConfig, Initialization
+from malora_jax.adapters.d2mora import D2MoRA
 from malora_jax.adapters.routers import RouterConfig
 
 # Structures with a subspace of `shared_rank` dimensions, by the value of `adapter.subspace`.
@@ -71,6 +72,11 @@ class AdapterSettings:
             `num_experts` in all layers.
         alignment_weight: Coefficient of the alignment loss, which brings the down-projected inputs
             of different tasks closer to each other (Align-LoRA, arXiv 2508.05078); 0 for none.
+        num_up_experts: Number of up-projections, if a second router weights them separately from
+            the down-projections, whose number is then `num_experts` (D²MoRA); 0 without a second
+            router.
+        similarity_weight: Coefficient of the similarity loss, the sum of the absolute cosines
+            between the experts' matrices (D²MoRA); 0 for none.
 
     Raises:
         UserError: A value has the wrong type.
@@ -96,6 +102,8 @@ class AdapterSettings:
     router_input: str = 'x'
     experts_per_layer: tuple[int, ...] = ()
     alignment_weight: float = 0.0
+    num_up_experts: int = 0
+    similarity_weight: float = 0.0
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -125,6 +133,7 @@ class AdapterSettings:
             dispatch=self.dispatch,
             experts_per_layer=self.experts_per_layer,
             alignment_weight=self.alignment_weight,
+            similarity_weight=self.similarity_weight,
         )
 
     def _structure(self) -> Structure:
@@ -143,6 +152,10 @@ class AdapterSettings:
             'False if num_experts > 1 or shared_rank > 0: the length of a column would depend '
             'on the token',
         )
+        if self.num_up_experts:
+            description = '0 if shared_rank > 0: a second router needs separate up-projections'
+            require(self.shared_rank == 0, 'num_up_experts', self.num_up_experts, description)
+            return D2MoRA(self.num_experts, self.rank, self.num_up_experts)
         if self.magnitude:
             return structures.DoRA(rank=self.rank)
         if self.shared_rank == 0:
@@ -180,6 +193,8 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         router_input=router.input,
         experts_per_layer=adapter.experts_per_layer,
         alignment_weight=adapter.alignment_weight,
+        num_up_experts=structure.num_up_experts if isinstance(structure, D2MoRA) else 0,
+        similarity_weight=adapter.similarity_weight,
     )
 
 
@@ -240,6 +255,14 @@ METHODS: dict[str, dict[str, Any]] = {
     'align_lora': dict(num_experts=1, top_k=1, rank=64, alignment_weight=0.2),
     'moslora': dict(num_experts=1, top_k=1, rank=64, shared_rank=64, subspace='both'),
     'comol': dict(_DENSE, rank=64, shared_rank=64, subspace='both', router_input='first'),
+    'd2mora': dict(
+        num_experts=3,
+        top_k=3,
+        balance_weight=0.0,
+        rank=12,
+        num_up_experts=8,
+        similarity_weight=1e-4,
+    ),
     # The methods molora and malora with token dispatch, as in the paper.
     'molora_dispatch': dict(_TOP2_OF_8, rank=8, dispatch=True),
     'malora_dispatch': dict(_TOP2_OF_8, rank=12, shared_rank=32, dispatch=True),

@@ -6,6 +6,7 @@ Dimension letters: N tokens, E experts, G groups of tokens (tasks), L any leadin
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -203,6 +204,24 @@ def effective_experts(load_LE: jax.Array) -> jax.Array:
         (L...,): E if the load is balanced, 1 if one expert gets all tokens.
     """
     return jnp.exp(-jax.scipy.special.xlogy(load_LE, load_LE).sum(axis=-1))
+
+
+def routing_metrics(routing: Mapping[str, RoutingSums]) -> dict[str, jax.Array]:
+    """Return statistics of the expert load, averaged over all routers.
+
+    Args:
+        routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
+
+    Returns:
+        `effective_experts`, exp(entropy) of the load, which is E if the load is balanced; and
+        `max_expert_share`, the share of all routing assignments that the busiest expert gets. A
+        token has one assignment for each expert that the router chose. Both are () float32.
+    """
+    load = jnp.stack([expert_load(sums) for sums in routing.values()])
+    return {
+        'effective_experts': effective_experts(load).mean(),
+        'max_expert_share': load.max(axis=-1).mean(),
+    }
 
 
 def _shares(counts: jax.Array) -> jax.Array:

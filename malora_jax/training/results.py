@@ -19,7 +19,7 @@ from malora_jax.training import run_files
 from malora_jax.training.checkpoint import BestCheckpoint
 from malora_jax.training.plan import count_model_parameters
 from malora_jax.training.setup import Setup
-from malora_jax.training.step import mean_balance_loss, routing_metrics
+from malora_jax.training.step import mean_balance_loss
 from malora_jax.training.validation import validation_curve
 from malora_jax.training.workdir import package_versions
 
@@ -294,7 +294,7 @@ def _routing_results(
         return {}
     metrics = {
         'balance_loss': mean_balance_loss(routing, adapter),
-        **routing_metrics(routing),
+        **routers.routing_metrics(routing),
     }
     return {name: float(value) for name, value in metrics.items()}
 

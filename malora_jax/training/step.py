@@ -14,6 +14,7 @@ import optax
 from malora_jax.adapters import AdapterConfig, routers
 from malora_jax.adapters.alignment import TaskMoments, alignment_loss
 from malora_jax.adapters.low_rank import RECORDED_COLLECTIONS
+from malora_jax.adapters.similarity_loss import similarity_loss
 from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import output_head
@@ -188,7 +189,7 @@ def step_function(
             skipped step changes neither the adapter nor Adam's moments, and its metric `skipped` is
             1. It still counts as a step, so the learning rate schedule continues.
     """
-    is_aligned = model.adapter is not None and model.adapter.alignment_weight > 0
+    config = model.adapter
     gradients_of = make_gradient_function(model, num_tasks, accumulate)
     update = optax.with_extra_args_support(optimizer).update
 
@@ -209,10 +210,12 @@ def step_function(
             'balance_loss': balance,
             'examples': _example_counts(batch, num_tasks),
         }
-        if is_aligned:
+        if config is not None and config.alignment_weight > 0:
             metrics['alignment_loss'] = sums.alignment / jnp.maximum(sums.tokens, 1)
+        if config is not None and config.similarity_weight > 0:
+            metrics['similarity_loss'] = similarity_loss(config, state.adapter)
         if sums.routing:
-            metrics |= routing_metrics(sums.routing)
+            metrics |= routers.routing_metrics(sums.routing)
         new = state.replace(
             step=state.step + 1,
             adapter=optax.apply_updates(state.adapter, updates),
@@ -296,7 +299,8 @@ def make_gradient_function(
     """Return the part of the training step that computes the gradient of the adapter.
 
     The objective includes the load-balancing loss only if the model has routers and its config has
-    a positive balance weight, and the alignment loss only if its weight is positive.
+    a positive balance weight, and the alignment and similarity losses only if their weights are
+    positive.
 
     Args:
         model: Decoder with the adapter.
@@ -332,7 +336,13 @@ def make_gradient_function(
 
         key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)
         keys = key[None] if accumulate == 1 else jax.random.split(key, accumulate)
-        return accumulate_gradients(objective, state.adapter, batch, keys)
+        gradients, auxiliary = accumulate_gradients(objective, state.adapter, batch, keys)
+        if config is not None and config.similarity_weight > 0:
+            # This loss depends only on the parameters, so it counts once for all micro-batches.
+            added = jax.grad(similarity_loss, argnums=1)(config, state.adapter)
+            weight = config.similarity_weight
+            gradients = jax.tree.map(lambda own, other: own + weight * other, gradients, added)
+        return gradients, auxiliary
 
     return gradients_of
 
@@ -351,24 +361,6 @@ def abstract_batch(batch_size: int, sequence_length: int) -> Batch:
     shape, where = (batch_size, sequence_length), sharding.batch_sharding()
     return {
         key: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for key, dtype in dtypes.items()
-    }
-
-
-def routing_metrics(routing: Mapping[str, routers.RoutingSums]) -> dict[str, jax.Array]:
-    """Return statistics of the expert load, averaged over all routers.
-
-    Args:
-        routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
-
-    Returns:
-        `effective_experts`, exp(entropy) of the load, which is E if the load is balanced; and
-        `max_expert_share`, the share of all routing assignments that the busiest expert gets. A
-        token has one assignment for each expert that the router chose. Both are () float32.
-    """
-    load = jnp.stack([routers.expert_load(sums) for sums in routing.values()])
-    return {
-        'effective_experts': routers.effective_experts(load).mean(),
-        'max_expert_share': load.max(axis=-1).mean(),
     }
 
 
