@@ -60,6 +60,12 @@ class D2MoRA(Structure):
             'up_router': initializers.kaiming_uniform(router_key, shape)
         }
 
+    def factors_from_lora(
+        self, fresh: Leaves, down_DR: jax.Array, beta: float
+    ) -> dict[str, jax.Array]:
+        """Return the A_t. The first rows of each A_t are the trained LoRA's A."""
+        return {'down': fresh['down'].at[..., : down_DR.shape[-1]].set(down_DR)}
+
     def update(
         self, projected_NQ: jax.Array, leaves: Leaves, gates_NE: jax.Array | None, scale: jax.Array
     ) -> jax.Array:

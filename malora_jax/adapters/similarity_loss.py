@@ -69,4 +69,6 @@ def sum_of_cosines(matrices_LEIR: jax.Array, counts_L: np.ndarray) -> jax.Array:
     number_E = np.arange(matrices_LEIR.shape[1])
     is_pair_EE = number_E[:, None] < number_E[None]
     is_counted_LEE = is_pair_EE[None] & (number_E[None, None] < counts_L[:, None, None])
-    return (jnp.abs(cosine_LEE) * is_counted_LEE).sum()
+    # Unlike that of `jnp.abs`, this gradient is zero where a cosine is zero.
+    sign_LEE = jnp.sign(jax.lax.stop_gradient(cosine_LEE))
+    return (sign_LEE * cosine_LEE * is_counted_LEE).sum()
