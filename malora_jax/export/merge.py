@@ -46,7 +46,7 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
 
 
 def check_no_second_router(trained: TrainedModel | TrainedAdapter, export_format: str) -> None:
-    """Check that the adapter has no second router, which only this package can compute.
+    """Check that the adapter has no second router, which needs a program that knows it.
 
     Args:
         trained: Trained model.
@@ -59,8 +59,8 @@ def check_no_second_router(trained: TrainedModel | TrainedAdapter, export_format
     if adapter is not None and isinstance(adapter.structure, D2MoRA):
         raise UserError(
             f'{trained.method} cannot be exported as {export_format}: a second router weights its '
-            'up-projections, which other programs cannot compute; use --format=adapter, or serve '
-            'the run with experiments.serve.'
+            'up-projections, so its update is no sum over the experts of one router; use '
+            '--format=adapter, or serve the run with experiments.serve.'
         )
 
 
