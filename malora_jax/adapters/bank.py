@@ -5,8 +5,9 @@ methods then have the same form, and linear layers with a common input are compu
 product for the down-projections of all adapters, and one for all routers.
 
 Dimension letters: N tokens, D inputs and F outputs of a linear layer, A adapters, E experts and R
-rank of an adapter, n linear layers, P = Σ E · R over the adapters of a linear layer, Q = Σ P over
-the linear layers, M router outputs of all adapters and linear layers.
+rank of an adapter, U up-projections of D²MoRA (E for other methods), P = Σ U · R over the adapters
+of a linear layer, Q = Σ E · R over the adapters and linear layers, M router outputs of all adapters
+and linear layers.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 
 from malora_jax.adapters import products
 from malora_jax.adapters.config import LINEARS, AdapterConfig
+from malora_jax.adapters.d2mora import D2MoRA
 from malora_jax.adapters.structures import DoRA
 from malora_jax.distributed import sharding
 
@@ -96,8 +98,9 @@ class BankedExperts(nn.Module):
     The parameters are in collection `bank`, and `models.adapter_bank` computes them: `down`, (D,
     Q), for each adapter, linear layer and expert; `router`, (D, M) float32; `up_NAME`, (P, F), with
     the scale of the adapter; `factor_NAME`, (A + 1, F) float32, if an adapter is a DoRA; `offset`,
-    (M,) float32, biases of the routers, if a router has one; and `experts`, (A,) int32, the number
-    of experts of each adapter in this layer, if layers differ.
+    (M,) float32, biases of the routers, if a router has one; `up_router_NAME_INDEX`, (R, U)
+    float32, for each adapter that is a D²MoRA; and `experts`, (A,) int32, the number of experts of
+    each adapter in this layer, if layers differ.
 
     Attributes:
         bank: Settings of the adapters.
@@ -134,7 +137,7 @@ class BankedExperts(nn.Module):
                 )
                 parts = jnp.split(each, len(share.linears), axis=1)
                 for name, part in zip(share.linears, parts, strict=True):
-                    gated[name].append(part)
+                    gated[name].append(self._route_up(index, name, part))
         return {
             output.name: Update(
                 self._project_up(output, jnp.concatenate(gated[output.name], axis=1)),
@@ -194,6 +197,15 @@ class BankedExperts(nn.Module):
         routing = adapter.router.route(logits_NM.reshape(rows), offset, num_experts)
         gates_NE = routing.gates.reshape(hidden_NQ.shape[0], -1)
         return products.gate(hidden_NQ, jnp.where(is_own_N1, gates_NE, 0))
+
+    def _route_up(self, index: int, linear: str, gated_NP: jax.Array) -> jax.Array:
+        """Apply the second router of an adapter to its gated activations, if it has one."""
+        structure = self.bank.adapters[index].structure
+        if not isinstance(structure, D2MoRA):
+            return gated_NP
+        shape, axes = (structure.rank, structure.num_up_experts), ('rank', 'rank')
+        up_router_RU = self._parameter(f'up_router_{linear}_{index}', shape, axes, 'float32')
+        return structure.route_up(gated_NP, up_router_RU)
 
     def _project_up(self, output: Output, hidden_NP: jax.Array) -> jax.Array:
         shape, axes = (hidden_NP.shape[1], output.features), ('rank', output.axis)

@@ -36,6 +36,7 @@ PARAMETER_KINDS = {
     'threshold': ('router', 'weights of thresholds'),
     'threshold_bias': ('router', 'biases of thresholds'),
     'balance_bias': ('router', 'load-balancing biases'),
+    'up_router': ('router', 'routers of the up-projections'),
     'down': ('down', 'down-projections, A'),
     'shared_down': ('down', 'shared subspace, S_A'),
     'core': ('core', 'cores, P'),
@@ -223,7 +224,7 @@ class Structure(abc.ABC):
 
         Returns:
             Down-projections, (L, E, D, R), or (L, 1, D, R) if the experts share them; and
-            up-projections, (L, E, R, F).
+            up-projections, (L, E, R, F), or (L, U, R, F) if a second router weights U of them.
 
         Raises:
             UserError: An expert of this structure is not a product of two matrices.

@@ -72,6 +72,8 @@ class AdapterConfig:
             have room for `num_experts` in every layer, but the router does not choose the others.
         alignment_weight: Coefficient of the alignment loss between tasks (Align-LoRA, see
             `alignment`); 0 for none.
+        similarity_weight: Coefficient of the similarity loss between experts (D²MoRA, see
+            `similarity_loss`); 0 for none.
 
     Raises:
         UserError: A setting is out of range, unknown, or contradicts another setting.
@@ -88,6 +90,7 @@ class AdapterConfig:
     dispatch: bool = False
     experts_per_layer: tuple[int, ...] = ()
     alignment_weight: float = 0.0
+    similarity_weight: float = 0.0
 
     def __post_init__(self):
         router = self.router
@@ -107,6 +110,12 @@ class AdapterConfig:
         require(self.alpha > 0, 'alpha', self.alpha, 'positive')
         require(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
         require(self.alignment_weight >= 0, 'alignment_weight', self.alignment_weight, 'at least 0')
+        require(
+            self.similarity_weight == 0 or (self.similarity_weight > 0 and self.has_router),
+            'similarity_weight',
+            self.similarity_weight,
+            'at least 0, and 0 for a single expert',
+        )
         self._check_frozen()
         self._check_scores()
         require(
@@ -143,7 +152,8 @@ class AdapterConfig:
             ),
             'dispatch',
             True,
-            "False unless num_experts > 1, subspace is 'down' and scores is not 'threshold'",
+            "False unless num_experts > 1, subspace is 'down', num_up_experts is 0 and scores is "
+            "not 'threshold'",
         )
         require(
             router.input == 'x' or self.structure.first_factor_axis != 'expert',

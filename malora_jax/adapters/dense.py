@@ -2,10 +2,11 @@
 
 A mixture adapts a linear layer W to W x + s · Σ_t G_t(x) B_t A_t x, with the scale s and the gate
 G_t of expert t. The structures compute B_t A_t from several factors, some of which the experts
-share. Text generation and other programs need only A_t, B_t and the router's weight.
+share. Text generation and other programs need only A_t, B_t and the router's weight. With D²MoRA,
+text generation also needs the weight of the second router, and the numbers of A_t and B_t differ.
 
-Dimension letters: L layers, E experts, D inputs and F outputs of a linear layer, R rank of one
-expert, M logits of a router.
+Dimension letters: L layers, E experts, U up-projections (E without a second router), D inputs and F
+outputs of a linear layer, R rank of one expert, M logits of a router.
 """
 
 from collections.abc import Mapping
@@ -19,15 +20,17 @@ class DenseExperts(NamedTuple):
 
     Attributes:
         down: (L, E, D, R), down-projection A_t of each expert, transposed.
-        up: (L, E, R, F), up-projection B_t of each expert, transposed.
+        up: (L, U, R, F), up-projection B_t of each expert, transposed.
         router: (L, D, M), weight of the router, transposed; zeros for a single expert.
         router_offset: (L, M), bias for `RouterConfig.route`; None if the router has none.
+        up_router: (L, R, U), weight of the second router, transposed; None without one.
     """
 
     down: Any
     up: Any
     router: Any
-    router_offset: Any
+    router_offset: Any = None
+    up_router: Any = None
 
     def stacked_down(self) -> Any:
         """Return the experts' A_t below each other, (L, E · R, D)."""
@@ -35,9 +38,9 @@ class DenseExperts(NamedTuple):
         return self.down.swapaxes(2, 3).reshape(L, E * R, D)
 
     def stacked_up(self) -> Any:
-        """Return the experts' B_t next to each other, (L, F, E · R)."""
-        L, E, R, F = self.up.shape
-        return self.up.reshape(L, E * R, F).swapaxes(1, 2)
+        """Return the experts' B_t next to each other, (L, F, U · R)."""
+        L, U, R, F = self.up.shape
+        return self.up.reshape(L, U * R, F).swapaxes(1, 2)
 
 
 def fold(adapter: AdapterConfig, leaves: Mapping[str, Any]) -> DenseExperts:
@@ -60,5 +63,7 @@ def fold(adapter: AdapterConfig, leaves: Mapping[str, Any]) -> DenseExperts:
             # The router reads the product of the input with the shared first factor.
             router = first @ router
         offset = adapter.router.offset(leaves)
-    # Experts may share one down-projection.
-    return DenseExperts(down.repeat(up.shape[1] // down.shape[1], axis=1), up, router, offset)
+    if down.shape[1] == 1:
+        # Experts may share one down-projection.
+        down = down.repeat(up.shape[1], axis=1)
+    return DenseExperts(down, up, router, offset, leaves.get('up_router'))

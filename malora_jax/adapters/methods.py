@@ -8,6 +8,7 @@ from malora_jax import errors
 from malora_jax.adapters import structures
 from malora_jax.adapters.base_structure import Structure, SubspaceStructure, require
 from malora_jax.adapters.config import DEFAULT_TARGETS, AdapterConfig, Initialization
+from malora_jax.adapters.d2mora import D2MoRA
 from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.adapters.routers import RouterConfig
 
@@ -86,6 +87,11 @@ class AdapterSettings:
         samples: Number of selections of experts that a training step samples for each token, M: 0,
             or at least 2. The router then learns from the differences between their losses (ReMix,
             arXiv 2603.10160); this requires `equal_gates`. A step costs M times as much.
+        num_up_experts: Number of up-projections, if a second router weights them separately from
+            the down-projections, whose number is then `num_experts` (D²MoRA); 0 without a second
+            router.
+        similarity_weight: Coefficient of the similarity loss, the sum of the absolute cosines
+            between the experts' matrices (D²MoRA); 0 for none.
 
     Raises:
         UserError: A value has the wrong type.
@@ -116,6 +122,8 @@ class AdapterSettings:
     bias_rate: float = 0.0
     start: str = 'random'
     samples: int = 0
+    num_up_experts: int = 0
+    similarity_weight: float = 0.0
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -154,6 +162,7 @@ class AdapterSettings:
             dispatch=self.dispatch,
             experts_per_layer=self.experts_per_layer,
             alignment_weight=self.alignment_weight,
+            similarity_weight=self.similarity_weight,
         )
 
     def _structure(self) -> Structure:
@@ -172,6 +181,10 @@ class AdapterSettings:
             'False if num_experts > 1 or shared_rank > 0: the length of a column would depend '
             'on the token',
         )
+        if self.num_up_experts:
+            description = '0 if shared_rank > 0: a second router needs separate up-projections'
+            require(self.shared_rank == 0, 'num_up_experts', self.num_up_experts, description)
+            return D2MoRA(self.num_experts, self.rank, self.num_up_experts)
         if self.magnitude:
             return structures.DoRA(rank=self.rank)
         if self.shared_rank == 0:
@@ -216,6 +229,8 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         bias_rate=router.bias_rate,
         start=adapter.initialization.start,
         samples=router.samples,
+        num_up_experts=structure.num_up_experts if isinstance(structure, D2MoRA) else 0,
+        similarity_weight=adapter.similarity_weight,
     )
 
 
@@ -303,6 +318,14 @@ METHODS: dict[str, dict[str, Any]] = {
     'remix': dict(_TOP2_OF_8, rank=8, balance_weight=0.0, equal_gates=True, samples=2),
     'moslora': dict(num_experts=1, top_k=1, rank=64, shared_rank=64, subspace='both'),
     'comol': dict(_DENSE, rank=64, shared_rank=64, subspace='both', router_input='first'),
+    'd2mora': dict(
+        num_experts=3,
+        top_k=3,
+        balance_weight=0.0,
+        rank=12,
+        num_up_experts=8,
+        similarity_weight=1e-4,
+    ),
     # The methods molora and malora with token dispatch, as in the paper.
     'molora_dispatch': dict(_TOP2_OF_8, rank=8, dispatch=True),
     'malora_dispatch': dict(_TOP2_OF_8, rank=12, shared_rank=32, dispatch=True),

@@ -235,7 +235,7 @@ class RouterConfig:
         is_available_1E = self._is_available(logits_NM, num_experts)
         scores = SCORES[self.scores](logits_NM, offset_NM, is_available_1E)
         choice_NE = jax.lax.stop_gradient(fill(scores.choice, is_available_1E, -jnp.inf))
-        selected_NE = top_k_mask(choice_NE, self.top_k)
+        selected_NE = fill(top_k_mask(choice_NE, self.top_k), is_available_1E, 0)
         if self.scores == 'threshold':
             selected_NE *= choice_NE >= 0
         return self._weigh(scores, selected_NE)

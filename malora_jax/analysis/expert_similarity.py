@@ -45,15 +45,21 @@ class ExpertSimilarity(NamedTuple):
 
     Attributes:
         label: Label for legends.
-        num_pairs: Number of compared pairs of experts for each linear module and layer.
+        pairs: Number of compared pairs of experts for each linear module and layer, by the keys of
+            `sides`. D²MoRA has different numbers of A and B.
         sides: Similarities of the down-projections under the key 'A', and of the up-projections
             under the key 'B'. A comparison within a run has no key for a projection that all
             experts share.
     """
 
     label: str
-    num_pairs: int
+    pairs: dict[str, int]
     sides: dict[str, SideSimilarity]
+
+    @property
+    def num_pairs(self) -> int:
+        """Largest number of compared pairs of experts, of either side."""
+        return max(self.pairs.values())
 
 
 class RunPairs(NamedTuple):
@@ -137,7 +143,7 @@ def expert_similarities(
     rows: dict[int, dict[str, list[SideSimilarity]]] = {
         number: {} for number in range(len(run_pairs))
     }
-    counts: dict[int, int] = {}
+    counts: dict[int, dict[str, int]] = {}
     for runs in projections:
         for side in SIDES:
             trained = [subspaces(own[side]) for own, _ in runs]
@@ -146,7 +152,7 @@ def expert_similarities(
                 values = _pair_values(cca_similarity, trained, pairs)
                 if not values.shape[1]:
                     continue
-                counts[number] = values.shape[1]
+                counts.setdefault(number, {})[side] = values.shape[1]
                 before = None
                 if all(i in start and j in start for i, j in pairs):
                     before = nan_mean(_pair_values(cca_similarity, start, pairs), axis=1)

@@ -36,6 +36,7 @@ LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     # Axes with the name 'expert' hold experts, the concatenated ranks of all experts, or the
     # router's outputs.
     'expert': ('expert',),
+    'up_expert': ('expert',),  # Up-projections with a router of their own.
     'rank': (),
     'shared_rank': (),
 }

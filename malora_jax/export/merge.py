@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.d2mora import D2MoRA
 from malora_jax.adapters.trees import linear_leaves, parent_module
 from malora_jax.errors import UserError
 from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
@@ -32,6 +33,7 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
         UserError: The adapter is not a single LoRA, for example because routing makes the update
             differ from token to token; or the update is zero.
     """
+    check_no_second_router(trained, export_format)
     adapter = trained.model.adapter
     if adapter is None or not adapter.structure.is_mergeable:
         raise UserError(
@@ -41,6 +43,25 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
         )
     check_nonzero_update(trained, export_format)
     return adapter
+
+
+def check_no_second_router(trained: TrainedModel | TrainedAdapter, export_format: str) -> None:
+    """Check that the adapter has no second router, which needs a program that knows it.
+
+    Args:
+        trained: Trained model.
+        export_format: Name of the export format, for the message.
+
+    Raises:
+        UserError: The adapter has a second router.
+    """
+    adapter = trained.model.adapter
+    if adapter is not None and isinstance(adapter.structure, D2MoRA):
+        raise UserError(
+            f'{trained.method} cannot be exported as {export_format}: a second router weights its '
+            'up-projections, so its update is no sum over the experts of one router; use '
+            '--format=adapter, or serve the run with experiments.serve.'
+        )
 
 
 def check_nonzero_update(trained: TrainedModel | TrainedAdapter, export_format: str) -> None:

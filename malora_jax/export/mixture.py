@@ -7,7 +7,11 @@ from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.dense import DenseExperts, fold
 from malora_jax.errors import UserError
 from malora_jax.export import huggingface_names
-from malora_jax.export.merge import check_nonzero_update, linear_leaves_float64
+from malora_jax.export.merge import (
+    check_no_second_router,
+    check_nonzero_update,
+    linear_leaves_float64,
+)
 from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
 
 # Version of the block that `mixture_block` returns.
@@ -41,8 +45,9 @@ def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) ->
         The adapter's settings.
 
     Raises:
-        UserError: The model is a single LoRA, or its update is zero.
+        UserError: The model is a single LoRA, its update is zero, or the format cannot describe it.
     """
+    check_no_second_router(trained, export_format)
     adapter = trained.model.adapter
     if adapter is None or adapter.structure.is_mergeable:
         raise UserError(

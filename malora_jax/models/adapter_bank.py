@@ -1,7 +1,7 @@
 """Decoder with a bank of adapters, made from trained adapters of one base model.
 
 Dimension letters: L layers, A adapters, D inputs and F outputs of a linear layer, E experts and R
-rank of an adapter, P = Σ E · R over the adapters of a linear layer.
+rank of an adapter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -97,6 +97,9 @@ def _fold_group(
     if bank.has_experts_per_layer:
         counts = [each.layer_experts(model.config.num_layers) for each in bank.adapters]
         found['experts'] = jnp.stack(counts, axis=1)
+    for (index, name), own in experts.items():
+        if own.up_router is not None:
+            found[f'up_router_{name}_{index}'] = own.up_router
     for name in names:
         found[f'up_{name}'] = jnp.concatenate(
             [

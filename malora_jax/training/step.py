@@ -15,6 +15,7 @@ from malora_jax.adapters import AdapterConfig, routers
 from malora_jax.adapters.alignment import TaskMoments, alignment_loss
 from malora_jax.adapters.balance_bias import update_biases
 from malora_jax.adapters.low_rank import RECORDED_COLLECTIONS
+from malora_jax.adapters.similarity_loss import similarity_loss
 from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import output_head
@@ -208,8 +209,7 @@ def step_function(
             skipped step changes neither the adapter nor Adam's moments, and its metric `skipped` is
             1. It still counts as a step, so the learning rate schedule continues.
     """
-    adapter = model.adapter
-    is_aligned = adapter is not None and adapter.alignment_weight > 0
+    config = model.adapter
     gradients_of = make_gradient_function(model, num_tasks, accumulate)
     update = optax.with_extra_args_support(optimizer).update
 
@@ -230,13 +230,15 @@ def step_function(
             'balance_loss': balance,
             'examples': _example_counts(batch, num_tasks),
         }
-        if is_aligned:
+        if config is not None and config.alignment_weight > 0:
             metrics['alignment_loss'] = sums.alignment / jnp.maximum(sums.tokens, 1)
+        if config is not None and config.similarity_weight > 0:
+            metrics['similarity_loss'] = similarity_loss(config, state.adapter)
         if sums.routing:
             metrics |= routers.routing_metrics(sums.routing)
         adapter_frozen = state.adapter_frozen
-        if adapter is not None and adapter.router.bias_rate > 0:
-            adapter_frozen = update_biases(adapter, adapter_frozen, sums.routing)
+        if config is not None and config.router.bias_rate > 0:
+            adapter_frozen = update_biases(config, adapter_frozen, sums.routing)
         new = state.replace(
             step=state.step + 1,
             adapter_frozen=adapter_frozen,
@@ -321,8 +323,8 @@ def make_gradient_function(
     """Return the part of the training step that computes the gradient of the adapter.
 
     The objective includes the load-balancing loss only if the model has routers and its config has
-    a positive balance weight, and the alignment loss only if its weight is positive. If routers
-    sample experts, their gradient is the estimate of `rloo`.
+    a positive balance weight, and the alignment and similarity losses only if their weights are
+    positive. If routers sample experts, their gradient is the estimate of `rloo`.
 
     Args:
         model: Decoder with the adapter.
@@ -360,7 +362,13 @@ def make_gradient_function(
 
         key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)
         keys = key[None] if accumulate == 1 else jax.random.split(key, accumulate)
-        return accumulate_gradients(objective, state.adapter, batch, keys)
+        gradients, auxiliary = accumulate_gradients(objective, state.adapter, batch, keys)
+        if config is not None and config.similarity_weight > 0:
+            # This loss depends only on the parameters, so it counts once for all micro-batches.
+            added = jax.grad(similarity_loss, argnums=1)(config, state.adapter)
+            weight = config.similarity_weight
+            gradients = jax.tree.map(lambda own, other: own + weight * other, gradients, added)
+        return gradients, auxiliary
 
     return gradients_of
 

@@ -105,8 +105,8 @@ def _mixture_from_lora(
     if not isinstance(adapter.structure, StartsFromLoRA):
         raise UserError(
             f'training.start_from: {directory} holds a LoRA, from which this method cannot start; '
-            "choose 'lora', 'molora', 'malora', 'hydralora', 'alora', 'comol', 'moslora' or a "
-            'method of one of their structures.'
+            "choose 'lora', 'molora', 'malora', 'hydralora', 'alora', 'comol', 'moslora', "
+            "'d2mora' or a method of one of their structures."
         )
     down, _ = IndependentExperts.factors
     rank = max(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith(f'/{down}'))

@@ -36,7 +36,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 def test_methods_differ():
     """No two method names have the same settings."""
     adapters = [method(name) for name in METHODS]
-    assert len(set(adapters)) == len(METHODS) == 26
+    assert len(set(adapters)) == len(METHODS) == 27
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,17 @@ def test_methods_differ():
         ('remix', {'samples': 1}, 'samples is 1; it must be 0, or at least 2: the router learns'),
         ('remix', {'samples': -2}, 'samples is -2; it must be 0, or at least 2: the router'),
         ('remix', {'samples': 0}, 'equal_gates is True; it must be False unless num_experts >'),
+        ('malora', {'num_up_experts': 4}, 'num_up_experts is 4; it must be 0 if shared_rank > 0'),
+        ('molora', {'num_up_experts': 1}, 'num_up_experts is 1; it must be 0 or at least 2.'),
+        ('lora', {'num_up_experts': 4}, 'num_experts is 1; it must be at least 2 if num_up'),
+        ('d2mora', {'dispatch': True}, "subspace is 'down', num_up_experts is 0"),
+        ('d2mora', {'router_input': 'first'}, "router_input is 'first'; it must be 'x' unless"),
+        (
+            'lora',
+            {'similarity_weight': 0.1},
+            'similarity_weight is 0.1; it must be at least 0, and',
+        ),
+        ('molora', {'similarity_weight': -0.1}, 'similarity_weight is -0.1; it must be at least'),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(name, overrides, message):

@@ -213,3 +213,17 @@ def test_what_the_paper_is_silent_about_starts_as_a_linear_layer(name):
         assert 0.98 * bound < np.abs(values).max() <= bound, leaf
         np.testing.assert_allclose(values.var(), bound**2 / 3, rtol=0.06, err_msg=leaf)
     assert not np.asarray(leaves[config.structure.factors[-1]]).any()
+
+
+def test_the_second_router_starts_as_a_linear_layer():
+    """Its 96 values per linear layer are too few for a variance, so these are many layers."""
+    keys = jax.random.split(jax.random.key(0), 500)
+    leaves = jax.vmap(lambda key: method('d2mora').initialize(key, 40, 24))(keys)
+    values = np.asarray(leaves['up_router'])
+    assert values.shape == (500, 12, 8)
+    assert 0.999 * 12**-0.5 < np.abs(values).max() <= 12**-0.5
+    np.testing.assert_allclose(values.var(), 1 / 36, rtol=0.02)
+    # It is independent of the other leaves.
+    others = np.concatenate([leaves['down'].reshape(500, -1), leaves['router'].reshape(500, -1)], 1)
+    scores = np.corrcoef(values.reshape(500, -1).T, others.T)[:96, 96:]
+    assert np.abs(scores).max() < 6 / 500**0.5

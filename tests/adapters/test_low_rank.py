@@ -53,6 +53,7 @@ SMALL = {
     'remix': dict(rank=3),
     'moslora': dict(rank=6, shared_rank=6),
     'comol': dict(rank=6, shared_rank=6),
+    'd2mora': dict(rank=4, num_up_experts=5),
 }
 # Options that the paper does not have: name, the method that the option changes, the change.
 OPTIONS = {
@@ -61,6 +62,7 @@ OPTIONS = {
     'rank_stabilized': ('lora', dict(rank_stabilized=True)),
     'one_of_eight': ('molora', dict(top_k=1)),
     'sparse_heads': ('hydralora', dict(top_k=3)),
+    'sparse_two_routers': ('d2mora', dict(num_experts=6, top_k=2)),
     'renormalized_dispatch': ('malora_dispatch', dict(renormalize=True)),
     'balance_bias': ('malora', dict(bias_rate=0.1)),
     'balance_bias_dispatch': ('molora_dispatch', dict(bias_rate=0.1)),
@@ -223,6 +225,7 @@ def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace
         alpha=3.0,
         shared_rank=shared_rank,
         subspace=subspace or 'down',
+        num_up_experts=data.draw(st.sampled_from([0, 2, 5])) if experts > 1 > shared_rank else 0,
         rank_stabilized=data.draw(st.booleans()),
         renormalize=renormalize,
         equal_gates=equal_gates,
@@ -395,6 +398,15 @@ SHAPES = {
         },
         {},
     ),
+    'd2mora': (
+        {
+            'router': (INPUTS, 3),
+            'down': (3, INPUTS, 12),
+            'up_router': (12, 8),
+            'up': (8, 12, OUTPUTS),
+        },
+        {},
+    ),
 }
 
 
@@ -422,11 +434,12 @@ def test_experts_start_different_and_seeds_matter(name):
     first, second = (
         nn.unbox(experts.init(jax.random.key(seed), jnp.ones((1, INPUTS)))) for seed in (0, 1)
     )
-    distinct = 1 if name == 'molora_same_down' else 8
+    num_experts = method(name).num_experts
+    distinct = 1 if name == 'molora_same_down' else num_experts
     for collection in first:
         for leaf, values in first[collection].items():
             if leaf in ('down', 'core'):
-                assert len(np.unique(values.reshape(8, -1), axis=0)) == distinct, leaf
+                assert len(np.unique(values.reshape(num_experts, -1), axis=0)) == distinct, leaf
             if leaf not in (method(name).structure.factors[-1], 'balance_bias'):
                 assert not np.allclose(values, second[collection][leaf]), leaf
 

@@ -85,6 +85,13 @@ def test_experts_are_held_against_their_start_and_against_independent_ones():
     np.testing.assert_allclose(found.sides['B'].independent, np.full((2, 2), 2 / 12))
 
 
+def test_different_numbers_of_down_and_up_projections():
+    one = {'A': projections(0)['A'], 'B': projections(1, 5)['B']}
+    wanted = comparable_pairs([candidate('run', 'd2mora', 'ab', 3)])
+    (found,) = expert_similarities(wanted, [[(one, None)]])
+    assert found.pairs == {'A': 3, 'B': 10} and found.num_pairs == 10
+
+
 def test_runs_are_compared_expert_with_expert():
     same, other = projections(0, 1), projections(1, 1)
     wanted = comparable_pairs([candidate(name, 'lora', 'a') for name in 'xyz'])

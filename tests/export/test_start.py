@@ -114,6 +114,8 @@ def loss_by_task(model: Decoder, variables) -> np.ndarray:
         ('alora', {'rank': 8, 'shared_rank': 8, 'top_k': 2}, 0.01),
         ('comol', {'rank': 9, 'shared_rank': 9}, 1e-4),
         ('moslora', {'rank': 9, 'shared_rank': 9}, 1e-4),
+        ('d2mora', {'rank': 9}, 1e-4),
+        ('d2mora', {'rank': 8, 'top_k': 2}, 0.01),
     ],
 )
 def test_a_mixture_computes_what_its_lora_computes(base, tmp_path, method, changes, tolerance):

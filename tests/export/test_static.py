@@ -22,7 +22,8 @@ from tests.export.helpers import TOKENS, restored_model, tiny_base
 from tests.helpers.models import STRUCTURES, logits_of, random_variables, small_method
 from tests.helpers.runs import TASKS, toy_run_config
 
-ROUTED = [name for name in STRUCTURES if small_method(name).has_router]
+# No other program has a second router, as D²MoRA does.
+ROUTED = [name for name in STRUCTURES if small_method(name).has_router and name != 'd2mora']
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
@@ -154,6 +155,12 @@ def test_it_can_be_loaded_merged_and_given_to_peft(setup, tmp_path):
             'lora',
             {},
             'lora is a single LoRA, not a routed mixture: use --format=peft, merged or adapter.',
+        ),
+        (
+            'd2mora',
+            {},
+            'd2mora cannot be exported as static: a second router weights its up-projections, '
+            'so its update is no sum over the experts of one router; use --format=adapter, or',
         ),
         ('malora', {'rank': 10}, '--rank is 10; it must be 0 or at most 9, which is exact.'),
         ('malora', {'task': 'toy'}, "Unknown --task 'toy': did you mean toy_copy?"),

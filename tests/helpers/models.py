@@ -83,6 +83,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     'remix': dict(num_experts=4, rank=3),
     'moslora': dict(rank=8, shared_rank=8),
     'comol': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
+    'd2mora': dict(num_experts=4, top_k=4, rank=3, num_up_experts=8),
     'molora_dispatch': dict(num_experts=4, rank=3),
     'malora_dispatch': dict(num_experts=4, rank=4, shared_rank=9),
 }

@@ -136,6 +136,9 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routing
         routings: Routing of each token; computed by default.
     """
     dropped_ND = x_ND if dropped_ND is None else dropped_ND
+    if settings_of(config).num_up_experts:
+        both = zip(x_ND, dropped_ND, strict=True)
+        return np.stack([two_router_update(*each, leaves, config) for each in both])
     if routings is None:
         routings = [
             token_routing(*both, leaves, config) for both in zip(x_ND, dropped_ND, strict=True)
@@ -146,6 +149,17 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routing
         terms = zip(routing.gates, experts, strict=True)
         rows.append(scale(config) * sum(g * (D_t @ dropped) for g, D_t in terms))
     return np.stack(rows)
+
+
+def two_router_update(x, dropped, leaves, config: AdapterConfig):
+    """Return D²MoRA's update of one token: (α / r) Σ_j Softmax(W_2 z)_j B_j z, z = Σ_i G_i A_i x.
+
+    G is the gates of the first router, which reads x without dropout.
+    """
+    G = token_routing(x, dropped, leaves, config).gates
+    z = sum(G[i] * (A_i.T @ dropped) for i, A_i in enumerate(leaves['down']))
+    H = softmax(leaves['up_router'].T @ z)
+    return scale(config) * sum(H[j] * (B_j.T @ z) for j, B_j in enumerate(leaves['up']))
 
 
 def column_norms(W, leaves, config: AdapterConfig):
@@ -194,6 +208,19 @@ def alignment_loss(z_NR, tasks):
         for p, q in itertools.combinations(normals, 2)
     ]
     return np.mean(each) if each else 0.0
+
+
+def similarity_loss(leaves, config: AdapterConfig):
+    """Return Σ_{i<j} |cos(M_i, M_j)| of one linear, over the A_t, over the cores and over the B_t.
+
+    The experts' own matrices count if they are trained.
+    """
+    total = 0.0
+    for name in {'down', 'core', 'up'} & {*leaves} - {*config.frozen}:
+        vectors = [matrix.ravel() for matrix in leaves[name]]
+        for a, b in itertools.combinations(vectors, 2):
+            total += abs(a @ b) / (np.linalg.norm(a) * np.linalg.norm(b))
+    return total
 
 
 def balance_loss(x_ND, W_g, K):

@@ -29,6 +29,7 @@ class ReferenceOutputs:
         routers: (D, E), weights of the routers.
         projected: (N, R), products of the inputs with the down-projection of a single expert.
         norms: (F,), column norms of each adapted weight, by which DoRA divides.
+        similarities: Similarity loss of each adapted linear; empty without its weight.
     """
 
     hidden: np.ndarray
@@ -38,6 +39,7 @@ class ReferenceOutputs:
     routers: dict[str, np.ndarray]
     projected: dict[str, np.ndarray]
     norms: dict[str, np.ndarray]
+    similarities: dict[str, float]
 
 
 class ReferenceLosses(NamedTuple):
@@ -47,13 +49,15 @@ class ReferenceLosses(NamedTuple):
         nll: Mean cross-entropy of the tokens with loss, in nats.
         balance: Mean load-balancing loss of the routers; 0 if there are none.
         alignment: Mean alignment loss of the adapted linears; 0 without its weight.
-        total: Training loss, `nll` plus the weighted `balance` and `alignment`.
+        similarity: Similarity loss, the sum over the adapted linears; 0 without its weight.
+        total: Training loss, `nll` plus the weighted `balance`, `alignment` and `similarity`.
         outputs: Outputs of the decoder.
     """
 
     nll: float
     balance: float
     alignment: float
+    similarity: float
     total: float
     outputs: ReferenceOutputs
 
@@ -103,7 +107,7 @@ class ReferenceDecoder:
     ) -> ReferenceOutputs:
         """Run the decoder on packed rows; all arguments are (B, T)."""
         self.inputs, self.routings, self.routers = {}, {}, {}
-        self.projected, self.norms = {}, {}
+        self.projected, self.norms, self.similarities = {}, {}, {}
         weights, shape = self.weights, tokens.shape
         x = weights['embedding'][tokens.reshape(-1)]
         for i in range(self.config.num_layers):
@@ -117,7 +121,8 @@ class ReferenceDecoder:
         logits = (x @ head.T).reshape(*shape, -1)
         x = x.reshape(*shape, -1)
         return ReferenceOutputs(
-            x, logits, self.inputs, self.routings, self.routers, self.projected, self.norms
+            *(x, logits, self.inputs, self.routings, self.routers),
+            *(self.projected, self.norms, self.similarities),
         )
 
     def loss(self, batch: dict[str, np.ndarray]) -> ReferenceLosses:
@@ -136,7 +141,7 @@ class ReferenceDecoder:
             ]
             balance = sum(each) / len(each)
         if adapter is None:
-            return ReferenceLosses(nll, 0.0, 0.0, nll, outputs)
+            return ReferenceLosses(nll, 0.0, 0.0, 0.0, nll, outputs)
         alignment = 0.0
         if adapter.alignment_weight:
             tasks = batch['task_ids'].reshape(-1)[real]
@@ -144,7 +149,9 @@ class ReferenceDecoder:
             each = [reference.alignment_loss(z[real], tasks) for z in projected]
             alignment = sum(each) / len(each)
         total = nll + adapter.router.balance_weight * balance + adapter.alignment_weight * alignment
-        return ReferenceLosses(nll, balance, alignment, total, outputs)
+        similarity = sum(outputs.similarities.values())
+        total += adapter.similarity_weight * similarity
+        return ReferenceLosses(nll, balance, alignment, similarity, total, outputs)
 
     def _rms_norm(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_epsilon) * scale
@@ -167,6 +174,8 @@ class ReferenceDecoder:
                 self.routers[path] = leaves['router']
             elif 'down' in leaves:
                 self.projected[path] = x @ leaves['down'][0]
+            if adapter.similarity_weight:
+                self.similarities[path] = reference.similarity_loss(leaves, adapter)
             if adapter.structure.kernel_dependent:
                 self.norms[path] = reference.column_norms(W, leaves, adapter)
             norms = self.fixed_norms.get(path)

@@ -126,4 +126,4 @@ def sampled_losses(
     tokens = samples * batch['loss_mask'].sum()
     nll, mean_balance = nll_MBT.sum() / tokens, np.mean(balance)
     total = nll + adapter.router.balance_weight * mean_balance + router / tokens
-    return ReferenceLosses(nll, mean_balance, 0.0, total, outputs[0]), fixed
+    return ReferenceLosses(nll, mean_balance, 0.0, 0.0, total, outputs[0]), fixed

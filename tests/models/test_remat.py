@@ -36,7 +36,7 @@ def loss_and_gradients(model: Decoder, variables):
 
 
 @pytest.mark.parametrize('remat', ['light', 'full'])
-@pytest.mark.parametrize('name', ['lora', 'dora', 'molora', 'malora', 'malora_shared_up'])
+@pytest.mark.parametrize('name', ['lora', 'dora', 'molora', 'malora', 'malora_shared_up', 'd2mora'])
 def test_remat_equals_no_remat(name, remat):
     kept, again = (models(name)[key] for key in ('none', remat))
     variables = random_variables(kept)

@@ -62,9 +62,12 @@ MALORA_RANKS = (
     'method, ranks',
     [
         *(('lora', ()), ('dora', ()), ('malora', ())),
-        *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS)),
+        *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS), ('d2mora', MOLORA_RANKS)),
     ],
-    ids=['lora', 'dora', 'malora', 'molora of three ranks', 'malora of three ranks'],
+    ids=[
+        *('lora', 'dora', 'malora', 'molora of three ranks', 'malora of three ranks'),
+        'd2mora of three ranks',
+    ],
 )
 def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
     """Adapters are random, because with B = 0 half of the gradients would be zero.

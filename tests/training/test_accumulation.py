@@ -56,14 +56,16 @@ def one_step(model, variables, optimizer, accumulate: int, number: int = 0):
     return state, state.opt_state[0], metrics
 
 
-@pytest.mark.parametrize('name', ['dora', 'malora'])
-def test_parts_are_one_large_batch(name):
+@pytest.mark.parametrize(
+    'name, changes', [('dora', {}), ('malora', {}), ('d2mora', {'similarity_weight': 0.5})]
+)
+def test_parts_are_one_large_batch(name, changes):
     """Loss, gradient and update agree if there is no load-balancing loss.
 
     Adam divides a gradient by its size. Updates are therefore compared to 1e-4 of the learning rate
     and one rounding of the value, and only where the gradient is larger than rounding errors.
     """
-    model = small_model(name, dropout=0.0, balance_weight=0.0)
+    model = small_model(name, dropout=0.0, balance_weight=0.0, **changes)
     variables, optimizer = random_variables(model), make_optimizer(ADAMW, 10)
     (whole, gradients, expected), (in_parts, found, metrics) = (
         one_step(model, variables, optimizer, accumulate) for accumulate in (1, PARTS)

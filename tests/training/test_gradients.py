@@ -68,6 +68,7 @@ LEAVES = {
     'remix': ({'router', 'down', 'up'}, set()),
     'moslora': ({'shared_down', 'core', 'shared_up'}, set()),
     'comol': ({'router', 'shared_down', 'core', 'shared_up'}, set()),
+    'd2mora': ({'router', 'down', 'up_router', 'up'}, set()),
     'molora_dispatch': ({'router', 'down', 'up'}, set()),
     'malora_dispatch': ({'router', 'shared_down', 'core', 'up'}, set()),
 }
@@ -77,6 +78,12 @@ VARIANTS = {
     'thresholds per layer': ('adamole', {'experts_per_layer': (2, 4)}),
     'balance bias': ('malora', {'bias_rate': 1e-2}),
     'three samples': ('remix', {'samples': 3}),
+    'similarity': ('d2mora', {'similarity_weight': 0.5}),
+    'similarity of cores': ('malora', {'similarity_weight': 0.5}),
+    'similarity of experts per layer': (
+        'molora',
+        {'similarity_weight': 0.5, 'experts_per_layer': (2, 4)},
+    ),
 }
 LINEARS = ('attention/q', 'attention/k', 'attention/v', 'mlp/gate', 'mlp/up', 'mlp/down')
 
@@ -167,6 +174,9 @@ def test_losses_against_the_reference(name):
     if step.model.adapter.alignment_weight:
         assert losses.alignment > 0.5
         np.testing.assert_allclose(step.metrics['alignment_loss'], losses.alignment, rtol=3e-6)
+    if step.model.adapter.similarity_weight:
+        assert losses.similarity > 0.5
+        np.testing.assert_allclose(step.metrics['similarity_loss'], losses.similarity, rtol=3e-6)
     assert (losses.balance > 0.5) == step.model.adapter.has_router
 
 

@@ -43,6 +43,9 @@ ROWS = [
     ('remix', {}, 151_191_552, 0, 2.244, 2.194),
     ('moslora', {}, 143_917_056, 0, 2.136, 2.091),
     ('comol', {}, 149_520_384, 0, 2.219, 2.171),
+    # 32 layers of 3 · 12 columns of A and 3 of the router for 31488 inputs, 8 · 12 columns of B for
+    # 38400 outputs, and six second routers of 12 · 8.
+    ('d2mora', {}, 157_280_256, 0, 2.334, 2.281),
     # r̄ = 13 gives the 2.2% that the paper prints without the ranks.
     ('malora_shared_up', {'rank': 13}, 152_813_568, 0, 2.268, 2.218),
 ]
@@ -72,8 +75,8 @@ def test_parameters_on_llama2_7b_to_the_last_digit(row):
     assert sum(by_group.values()) == trainable + frozen
     # One router per linear: 32 layers of five linears with 4096 inputs and one with 11008.
     without = dict.fromkeys(('lora', 'dora', 'asylora', 'align_lora', 'moslora', 'flylora'), 0)
-    # CoMoL's routers read 64 activations.
-    routers = without | {'comol': 32 * 6 * 8 * 64}
+    # CoMoL's routers read 64 activations; D²MoRA's have 3 outputs.
+    routers = without | {'comol': 32 * 6 * 8 * 64, 'd2mora': 32 * 3 * (5 * 4096 + 11008)}
     experts = settings.get('num_experts', 44 if method == 'smora' else 8)
     assert by_group.get('router', 0) == routers.get(method, 32 * experts * (5 * 4096 + 11008))
 
@@ -151,6 +154,8 @@ PRODUCTS = {
     # The biases are not multiplied.
     'smora': (6 * 416 + 6 * (416 + 384), 0),
     'flylora': (8 * 384, 8 * 416),
+    # The second routers read 3 activations.
+    'd2mora': (4 * 416 + 12 * 416 + 6 * 3 * 8 + 24 * 384, 0),
     # Two of four experts.
     'molora_dispatch': (4 * 416 + 2 * 3 * (416 + 384), 0),
     'malora_dispatch': (4 * 416 + 9 * 416 + 6 * 2 * 9 * 4 + 8 * 384, 0),

@@ -160,7 +160,7 @@ def _table(similarities: Sequence[ExpertSimilarity], side: str) -> Table:
         start = None if one.start is None else nan_mean(one.start)
         change = trained - (independent if start is None else start)
         cells: list[Any] = [trained, start, independent]
-        pairs = count(similarity.num_pairs, 'pair')
+        pairs = count(similarity.pairs[side], 'pair')
         rows.append(
             [
                 f'{similarity.label} ({pairs})',
