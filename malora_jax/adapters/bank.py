@@ -136,10 +136,9 @@ class BankedExperts(nn.Module):
 
     def _share(self, adapter: AdapterConfig) -> '_Share':
         linears = [output.name for output in self.outputs if output.name in adapter.targets]
-        num_experts = len(linears) * adapter.num_experts
-        return _Share(
-            linears, num_experts * adapter.structure.rank, num_experts if adapter.has_router else 0
-        )
+        structure, routed = adapter.structure, len(linears) * adapter.num_experts
+        num_experts = routed + len(linears) * structure.num_residual_experts
+        return _Share(linears, num_experts * structure.rank, routed if adapter.has_router else 0)
 
     def _project_down(self, x_ND: jax.Array, num_ranks: int) -> jax.Array:
         axes = (self.input_axis, 'rank')
@@ -175,7 +174,10 @@ class BankedExperts(nn.Module):
             return jnp.where(is_own_N1, hidden_NQ, 0)
         # All linear layers at once.
         routing = adapter.router.route(logits_NM.reshape(-1, adapter.num_experts), num_experts)
-        gates_NM = routing.gates.reshape(logits_NM.shape)
+        gates, residual = routing.gates, adapter.structure.num_residual_experts
+        if residual:
+            gates = jnp.pad(gates, ((0, 0), (0, residual)), constant_values=1)
+        gates_NM = gates.reshape(len(hidden_NQ), -1)
         return products.gate(hidden_NQ, jnp.where(is_own_N1, gates_NM, 0))
 
     def _project_up(self, output: Output, hidden_NP: jax.Array) -> jax.Array:

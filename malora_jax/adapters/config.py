@@ -9,6 +9,7 @@ import numpy as np
 from malora_jax import errors
 from malora_jax.adapters import initializers
 from malora_jax.adapters.base_structure import Axis, Structure, require
+from malora_jax.adapters.goat import GOAT
 from malora_jax.adapters.routers import RouterConfig
 from malora_jax.adapters.structures import DoRA
 
@@ -111,7 +112,7 @@ class AdapterConfig:
             not self.dispatch or (self.has_router and bool(self.structure.dispatch_factors)),
             'dispatch',
             True,
-            "False unless num_experts > 1 and subspace is 'down'",
+            "False unless num_experts > 1, subspace is 'down' and start is 'random'",
         )
         require(
             router.input == 'x' or self.structure.first_factor_axis != 'expert',
@@ -120,12 +121,28 @@ class AdapterConfig:
             "'x' unless the experts share a down-projection (shared_rank > 0 and subspace 'down' "
             "or 'heads')",
         )
+        if self.structure.num_residual_experts:
+            self._check_residual()
         if self.experts_per_layer:
             self._check_experts_per_layer()
         require(len(self.targets) > 0, 'targets', self.targets, 'at least one linear layer')
         for name in self.targets:
             if name not in LINEARS:
                 raise errors.unknown_name('linear layer in adapter.targets', name, LINEARS)
+
+    def _check_residual(self) -> None:
+        require(
+            self.router.gates_sum_to_one(self.num_experts),
+            'renormalize',
+            False,
+            "True if start is 'svd': the residual is the mean of gates that sum to one",
+        )
+        require(
+            not self.experts_per_layer,
+            'experts_per_layer',
+            self.experts_per_layer,
+            "() if start is 'svd'",
+        )
 
     def _check_experts_per_layer(self) -> None:
         counts, router = self.experts_per_layer, self.router
@@ -153,7 +170,7 @@ class AdapterConfig:
         )
         last = self.structure.factors[-1]
         require(
-            last not in self.frozen or isinstance(self.structure, DoRA),
+            last not in self.frozen or isinstance(self.structure, DoRA | GOAT),
             'frozen',
             self.frozen,
             f'without {last!r}, which starts at zero: the update would stay zero',

@@ -11,16 +11,22 @@ expert.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 from malora_jax.adapters.config import AdapterConfig
 
 
 class DenseExperts(NamedTuple):
     """Experts of one linear layer, in all transformer layers: NumPy or JAX arrays.
 
+    The experts of a residual, which every token uses with the gate 1, come after the others.
+
     Attributes:
         down: (L, E, D, R), down-projection A_t of each expert, transposed.
         up: (L, E, R, F), up-projection B_t of each expert, transposed.
-        router: (L, D, E), weight of the router, transposed; zeros for a single expert.
+        router: (L, D, E), weight of the router, transposed, for the experts that it chooses from;
+            zeros for a single expert.
     """
 
     down: Any
@@ -55,4 +61,9 @@ def fold(adapter: AdapterConfig, leaves: Mapping[str, Any]) -> DenseExperts:
         # The router reads the product of the input with the shared first factor.
         router = leaves[adapter.structure.factors[0]] @ router
     # Experts may share one down-projection.
-    return DenseExperts(down.repeat(up.shape[1] // down.shape[1], axis=1), up, router)
+    down = down.repeat(up.shape[1] // down.shape[1], axis=1)
+    residual = adapter.structure.residual(leaves)
+    if residual is not None:
+        concatenate = np.concatenate if isinstance(down, np.ndarray) else jnp.concatenate
+        down, up = (concatenate(both, axis=1) for both in zip((down, up), residual, strict=True))
+    return DenseExperts(down, up, router)

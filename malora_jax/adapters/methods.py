@@ -8,6 +8,7 @@ from malora_jax import errors
 from malora_jax.adapters import structures
 from malora_jax.adapters.base_structure import Structure, SubspaceStructure, require
 from malora_jax.adapters.config import DEFAULT_TARGETS, AdapterConfig, Initialization
+from malora_jax.adapters.goat import GOAT
 from malora_jax.adapters.routers import RouterConfig
 
 # Structures with a subspace of `shared_rank` dimensions, by the value of `adapter.subspace`.
@@ -19,6 +20,8 @@ SUBSPACES: dict[str, type[Structure]] = {
     'tails': structures.ALoRA,
     'both': structures.CoMoL,
 }
+# Initial values of the experts, values of `adapter.start`.
+STARTS = ('random', 'svd')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,10 @@ class AdapterSettings:
         magnitude: Whether the columns of W + (α/r) B A are scaled to trained lengths (DoRA); only
             for a single expert.
         beta: β of eq. (9) and (10). S_A starts multiplied by β, and each P_t divided by β.
+        start: Initial values of the experts: 'random'; or 'svd', singular directions of the frozen
+            kernel, a different part for each expert, whose mean update is subtracted as a frozen
+            residual (GOAT, arXiv 2502.16894). With 'svd', the update is also multiplied by the
+            square root of the number of inputs.
         identical_start: Whether all experts start with the same values: the down-projection or
             core of every expert is initialized as a copy of the first expert's ("same A_t" in
             Table 3).
@@ -85,6 +92,7 @@ class AdapterSettings:
     rank_stabilized: bool = False
     magnitude: bool = False
     beta: float = 1.0
+    start: str = 'random'
     identical_start: bool = False
     dropout: float = 0.05
     balance_weight: float = 0.01
@@ -113,14 +121,15 @@ class AdapterSettings:
             'False with equal_gates, whose gates sum to one already',
         )
         gates = 'equal' if self.equal_gates else 'renormalized' if self.renormalize else 'softmax'
+        structure = self._structure()
         return AdapterConfig(
-            structure=self._structure(),
+            structure=structure,
             router=RouterConfig(self.top_k, self.router_input, gates, self.balance_weight),
             alpha=self.alpha,
             rank_stabilized=self.rank_stabilized,
             initialization=Initialization(self.beta, self.identical_start),
             dropout=self.dropout,
-            frozen=self.frozen,
+            frozen=tuple(dict.fromkeys((*self.frozen, *structure.frozen))),
             targets=self.targets,
             dispatch=self.dispatch,
             experts_per_layer=self.experts_per_layer,
@@ -143,8 +152,19 @@ class AdapterSettings:
             'False if num_experts > 1 or shared_rank > 0: the length of a column would depend '
             'on the token',
         )
+        if self.start not in STARTS:
+            raise errors.unknown_name('adapter.start', self.start, STARTS)
+        require(
+            self.start == 'random'
+            or not (self.magnitude or self.shared_rank or self.identical_start),
+            'start',
+            self.start,
+            "'random' with shared_rank > 0, magnitude or identical_start",
+        )
         if self.magnitude:
             return structures.DoRA(rank=self.rank)
+        if self.start == 'svd':
+            return GOAT(self.num_experts, self.rank)
         if self.shared_rank == 0:
             return structures.IndependentExperts(self.num_experts, self.rank)
         kind = SUBSPACES[self.subspace]
@@ -169,6 +189,7 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         rank_stabilized=adapter.rank_stabilized,
         magnitude=isinstance(structure, structures.DoRA),
         beta=adapter.initialization.beta,
+        start='svd' if isinstance(structure, GOAT) else 'random',
         identical_start=adapter.initialization.identical,
         dropout=adapter.dropout,
         balance_weight=router.balance_weight,
@@ -240,6 +261,10 @@ METHODS: dict[str, dict[str, Any]] = {
     'align_lora': dict(num_experts=1, top_k=1, rank=64, alignment_weight=0.2),
     'moslora': dict(num_experts=1, top_k=1, rank=64, shared_rank=64, subspace='both'),
     'comol': dict(_DENSE, rank=64, shared_rank=64, subspace='both', router_input='first'),
+    # α = √(3 η) with η = 1. The update is multiplied by α √(n / r): √n is part of the structure.
+    'goat': dict(
+        _TOP2_OF_8, rank=8, start='svd', renormalize=True, rank_stabilized=True, alpha=3**0.5
+    ),
     # The methods molora and malora with token dispatch, as in the paper.
     'molora_dispatch': dict(_TOP2_OF_8, rank=8, dispatch=True),
     'malora_dispatch': dict(_TOP2_OF_8, rank=12, shared_rank=32, dispatch=True),

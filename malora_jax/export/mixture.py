@@ -54,6 +54,11 @@ def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) ->
             f'--format={export_format} needs the same number of experts in every layer: '
             'adapter.experts_per_layer must be ().'
         )
+    if adapter.structure.num_residual_experts and export_format != 'static':
+        raise UserError(
+            f'--format={export_format} has no place for the frozen residual of {trained.method}, '
+            'which every token uses: use --format=adapter or static.'
+        )
     check_nonzero_update(trained, export_format)
     return adapter
 

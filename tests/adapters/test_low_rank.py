@@ -48,6 +48,7 @@ SMALL = {
     'align_lora': dict(rank=5),
     'moslora': dict(rank=6, shared_rank=6),
     'comol': dict(rank=6, shared_rank=6),
+    'goat': dict(rank=3),
 }
 # Options that the paper does not have: name, the method that the option changes, the change.
 OPTIONS = {

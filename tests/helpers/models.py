@@ -79,6 +79,7 @@ _SIZES: dict[str, dict[str, int]] = {
     'align_lora': dict(rank=8),
     'moslora': dict(rank=8, shared_rank=8),
     'comol': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
+    'goat': dict(num_experts=4, rank=3),
     'molora_dispatch': dict(num_experts=4, rank=3),
     'malora_dispatch': dict(num_experts=4, rank=4, shared_rank=9),
 }
