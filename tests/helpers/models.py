@@ -58,7 +58,7 @@ def _layout(adapter: AdapterConfig) -> Hashable:
 # each split into trained and frozen leaves.
 STRUCTURES = _representatives(_structure)
 LAYOUTS = _representatives(_layout)
-_SIZES: dict[str, dict[str, int]] = {
+_SIZES: dict[str, dict[str, Any]] = {
     'lora': dict(rank=8),
     'dora': dict(rank=8),
     'asylora': dict(rank=8),
@@ -79,7 +79,8 @@ _SIZES: dict[str, dict[str, int]] = {
     'align_lora': dict(rank=8),
     'moslora': dict(rank=8, shared_rank=8),
     'comol': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
-    'goat': dict(num_experts=4, rank=3),
+    # The factor of the update is then about 2 with 64 inputs, as for the other methods.
+    'goat': dict(num_experts=4, rank=3, alpha=0.4),
     'molora_dispatch': dict(num_experts=4, rank=3),
     'malora_dispatch': dict(num_experts=4, rank=4, shared_rank=9),
 }

@@ -74,6 +74,8 @@ def scale(config: AdapterConfig):
 def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
     """Return the scaled update (α / r) Δ(x) or (α / √r) Δ(x) of every token, (N, m).
 
+    GOAT's scale s has another factor √n, and s (1/E) Σ_t B_t⁰ A_t⁰ x is subtracted, without dropout.
+
     Args:
         x_ND: Inputs (N, n); the router always sees them without dropout.
         leaves: Arrays of the adapter by leaf name.
@@ -81,12 +83,15 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
         dropped_ND: Inputs of the experts after dropout; None = no dropout.
     """
     experts = [expert_matrix(t, leaves, config) for t in range(config.num_experts)]
-    rows = []
+    rows, s, residual = [], scale(config), 0.0
+    if settings_of(config).start == 'svd':
+        s *= np.sqrt(x_ND.shape[1])
+        for B_t, A_t in zip(leaves['residual_up'], leaves['residual_down'], strict=True):
+            residual = residual + B_t.T @ A_t.T / config.num_experts
     for x, dropped in zip(x_ND, x_ND if dropped_ND is None else dropped_ND, strict=True):
         G = token_gates(x, dropped, leaves, config)
-        rows.append(
-            scale(config) * sum(g * (D_t @ dropped) for g, D_t in zip(G, experts, strict=True))
-        )
+        mixture = sum(g * (D_t @ dropped) for g, D_t in zip(G, experts, strict=True))
+        rows.append(s * (mixture - np.dot(residual, x)))
     return np.stack(rows)
 
 

@@ -62,6 +62,7 @@ LEAVES = {
     'align_lora': ({'down', 'up'}, set()),
     'moslora': ({'shared_down', 'core', 'shared_up'}, set()),
     'comol': ({'router', 'shared_down', 'core', 'shared_up'}, set()),
+    'goat': ({'router', 'down', 'up'}, {'residual_down', 'residual_up'}),
     'molora_dispatch': ({'router', 'down', 'up'}, set()),
     'malora_dispatch': ({'router', 'shared_down', 'core', 'up'}, set()),
 }
