@@ -3,6 +3,7 @@
 Dimension letters: L layers, D inputs and F outputs of a linear layer, P ranks of all experts.
 """
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -46,6 +47,7 @@ def svd_start(state: TrainState, model: Decoder, params: Any) -> TrainState:
     found: dict[str, np.ndarray] = {}
     kernels = model.config.num_layers * len(adapter.targets)
     with hosts.progress_bar('singular directions', kernels, 'kernel') as bar:
+        bar.update(0)
         for target in adapter.targets:
             linear, path = params['layers'][parent_module(target)][target], cache / f'{target}.npz'
             directions = _read(path)
@@ -124,4 +126,5 @@ def _write(path: pathlib.Path, directions: SingularDirections) -> None:
         os.replace(temporary, path)
     except OSError as error:
         print(f'The singular directions are not cached: {error}.', flush=True)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -83,15 +83,15 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
         dropped_ND: Inputs of the experts after dropout; None = no dropout.
     """
     experts = [expert_matrix(t, leaves, config) for t in range(config.num_experts)]
-    rows, s, residual = [], scale(config), 0.0
+    rows, s, residual = [], scale(config), 0 * experts[0]
     if settings_of(config).start == 'svd':
         s *= np.sqrt(x_ND.shape[1])
         for B_t, A_t in zip(leaves['residual_up'], leaves['residual_down'], strict=True):
-            residual = residual + B_t.T @ A_t.T / config.num_experts
+            residual += B_t.T @ A_t.T / config.num_experts
     for x, dropped in zip(x_ND, x_ND if dropped_ND is None else dropped_ND, strict=True):
         G = token_gates(x, dropped, leaves, config)
         mixture = sum(g * (D_t @ dropped) for g, D_t in zip(G, experts, strict=True))
-        rows.append(s * (mixture - np.dot(residual, x)))
+        rows.append(s * (mixture - residual @ x))
     return np.stack(rows)
 
 
