@@ -62,9 +62,12 @@ MALORA_RANKS = (
     'method, ranks',
     [
         *(('lora', ()), ('dora', ()), ('malora', ())),
-        *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS)),
+        *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS), ('goat', MOLORA_RANKS)),
     ],
-    ids=['lora', 'dora', 'malora', 'molora of three ranks', 'malora of three ranks'],
+    ids=[
+        *('lora', 'dora', 'malora'),
+        *(f'{method} of three ranks' for method in ('molora', 'malora', 'goat')),
+    ],
 )
 def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
     """Adapters are random, because with B = 0 half of the gradients would be zero.
