@@ -118,7 +118,10 @@ class GOAT(Structure):
         """
         E, R, (L, D, _) = self.num_experts, self.rank, directions.left.shape
         root_LP = np.sqrt(directions.sigma / np.float32(scale * math.sqrt(D) * _RHO))
-        down_LDP, up_LPF = directions.left * root_LP[:, None], root_LP[:, :, None] * directions.right
+        down_LDP, up_LPF = (
+            directions.left * root_LP[:, None],
+            root_LP[:, :, None] * directions.right,
+        )
         down = down_LDP.reshape(L, D, E, R).swapaxes(1, 2)
         up = up_LPF.reshape(L, E, R, -1)
         return {'down': down, 'up': up, 'residual_down': down, 'residual_up': up}

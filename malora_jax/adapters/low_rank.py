@@ -83,11 +83,10 @@ def project_input(
             )
             for projected_NQ, weight_QE in zip(down_projected, weights, strict=True)
         ]
+    residuals = _project_residuals(config, x_ND, leaves)
     return [
-        ProjectedInput(*each, after_dropout_ND, residual)
-        for *each, residual in zip(
-            logits, down_projected, _project_residuals(config, x_ND, leaves), strict=True
-        )
+        ProjectedInput(*both, after_dropout_ND, residual)
+        for both, residual in zip(zip(logits, down_projected, strict=True), residuals, strict=True)
     ]
 
 

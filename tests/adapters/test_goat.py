@@ -53,7 +53,9 @@ def test_start_is_the_singular_value_decomposition(shape):
 def test_signs_do_not_depend_on_the_library(monkeypatch):
     expected, eigh = start(kernel(34, 50)), np.linalg.eigh
     signs = np.random.default_rng(1).choice([-1, 1], 34)
-    monkeypatch.setattr(np.linalg, 'eigh', lambda matrix: (eigh(matrix)[0], eigh(matrix)[1] * signs))
+    monkeypatch.setattr(
+        np.linalg, 'eigh', lambda matrix: (eigh(matrix)[0], eigh(matrix)[1] * signs)
+    )
     for name, leaf in start(kernel(34, 50)).items():
         np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
 

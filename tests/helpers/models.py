@@ -79,7 +79,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     'align_lora': dict(rank=8),
     'moslora': dict(rank=8, shared_rank=8),
     'comol': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
-    # With 64 inputs, the factor of the update is about 1: its gates are larger than those of others.
+    # With 64 inputs, the factor of the update is about 1, because its gates sum to one.
     'goat': dict(num_experts=4, rank=3, alpha=0.2),
     'molora_dispatch': dict(num_experts=4, rank=3),
     'malora_dispatch': dict(num_experts=4, rank=4, shared_rank=9),

@@ -33,6 +33,9 @@ def expert_matrix(t, leaves, config: AdapterConfig):
         ValueError: The subspace is unknown.
     """
     settings = settings_of(config)
+    if settings.start == 'svd':
+        # √n B_t A_t: s = α √(n / r) is α / √r, the scale, times √n.
+        return np.sqrt(len(leaves['down'][t])) * leaves['up'][t].T @ leaves['down'][t].T
     if not settings.shared_rank:
         return leaves['up'][t].T @ leaves['down'][t].T  # B_t A_t
     match settings.subspace:
@@ -74,7 +77,7 @@ def scale(config: AdapterConfig):
 def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
     """Return the scaled update (α / r) Δ(x) or (α / √r) Δ(x) of every token, (N, m).
 
-    GOAT's scale s has another factor √n, and s (1/E) Σ_t B_t⁰ A_t⁰ x is subtracted, without dropout.
+    GOAT subtracts its residual, the mean of the initial experts, from x without dropout.
 
     Args:
         x_ND: Inputs (N, n); the router always sees them without dropout.
@@ -83,15 +86,16 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
         dropped_ND: Inputs of the experts after dropout; None = no dropout.
     """
     experts = [expert_matrix(t, leaves, config) for t in range(config.num_experts)]
-    rows, s, residual = [], scale(config), 0 * experts[0]
+    rows, residual = [], 0 * experts[0]
     if settings_of(config).start == 'svd':
-        s *= np.sqrt(x_ND.shape[1])
-        for B_t, A_t in zip(leaves['residual_up'], leaves['residual_down'], strict=True):
-            residual += B_t.T @ A_t.T / config.num_experts
+        start = {'down': leaves['residual_down'], 'up': leaves['residual_up']}
+        residual = np.mean(
+            [expert_matrix(t, start, config) for t in range(config.num_experts)], axis=0
+        )
     for x, dropped in zip(x_ND, x_ND if dropped_ND is None else dropped_ND, strict=True):
         G = token_gates(x, dropped, leaves, config)
         mixture = sum(g * (D_t @ dropped) for g, D_t in zip(G, experts, strict=True))
-        rows.append(s * (mixture - residual @ x))
+        rows.append(scale(config) * (mixture - residual @ x))
     return np.stack(rows)
 
 
