@@ -6,6 +6,8 @@ import sys
 
 import jax
 
+from malora_jax import files
+
 # Maximum size of the cache in bytes; the least recently used programs are deleted first.
 MAX_SIZE = 4 * 2**30
 
@@ -34,5 +36,4 @@ def enable() -> None:
 
 def default_directory() -> pathlib.Path:
     """Return the cache directory of compiled programs, in $XDG_CACHE_HOME or ~/.cache."""
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    return pathlib.Path(cache) / 'malora_jax' / 'compiled'
+    return files.user_cache_directory('compiled')

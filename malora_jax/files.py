@@ -44,6 +44,16 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+def user_cache_directory(name: str) -> pathlib.Path:
+    """Return a directory in the user's cache, in $XDG_CACHE_HOME or ~/.cache.
+
+    Args:
+        name: Name of the directory in `malora_jax`.
+    """
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(cache) / 'malora_jax' / name
+
+
 @contextlib.contextmanager
 def lock_directory(directory: pathlib.Path, busy_message: str) -> Iterator[None]:
     """Create a directory and hold an exclusive lock on it; a killed process loses its lock.

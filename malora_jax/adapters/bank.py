@@ -148,8 +148,13 @@ class BankedExperts(nn.Module):
 
     def _share(self, adapter: AdapterConfig) -> '_Share':
         linears = [output.name for output in self.outputs if output.name in adapter.targets]
-        num_ranks = adapter.num_experts * adapter.structure.rank
-        return _Share(linears, len(linears) * num_ranks, len(linears) * adapter.num_logits)
+        structure = adapter.structure
+        num_experts = adapter.num_experts + structure.num_residual_experts
+        return _Share(
+            linears,
+            len(linears) * num_experts * structure.rank,
+            len(linears) * adapter.num_logits,
+        )
 
     def _project_down(self, x_ND: jax.Array, num_ranks: int) -> jax.Array:
         axes = (self.input_axis, 'rank')
@@ -195,7 +200,10 @@ class BankedExperts(nn.Module):
         if adapter.router.has_offset:
             offset = jnp.broadcast_to(offset_M[None], logits_NM.shape).reshape(rows)
         routing = adapter.router.route(logits_NM.reshape(rows), offset, num_experts)
-        gates_NE = routing.gates.reshape(hidden_NQ.shape[0], -1)
+        gates, residual = routing.gates, adapter.structure.num_residual_experts
+        if residual:
+            gates = jnp.pad(gates, ((0, 0), (0, residual)), constant_values=1)
+        gates_NE = gates.reshape(hidden_NQ.shape[0], -1)
         return products.gate(hidden_NQ, jnp.where(is_own_N1, gates_NE, 0))
 
     def _route_up(self, index: int, linear: str, gated_NP: jax.Array) -> jax.Array:

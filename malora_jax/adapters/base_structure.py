@@ -43,6 +43,8 @@ PARAMETER_KINDS = {
     'up': ('up', 'up-projections, B'),
     'shared_up': ('up', 'shared subspace, S_B'),
     'magnitude': ('magnitude', 'magnitudes'),
+    'residual_down': ('down', 'down-projections of the residual, A⁰'),
+    'residual_up': ('up', 'up-projections of the residual, B⁰'),
 }
 
 
@@ -84,8 +86,9 @@ class Structure(abc.ABC):
         rank: Rank of one expert, R.
         factors: Names of the parameters whose product is an expert, from input to output.
         kernel_dependent: Names of parameters whose initial value depends on the frozen kernel, such
-            as DoRA's magnitude. `leaf_axes` describes all other parameters: the factors, and the
-            weight of a second router if the structure has one.
+            as DoRA's magnitude. `leaf_axes` describes all other parameters: the factors, those of
+            a residual, and the weight of a second router if the structure has one.
+        frozen: Names of parameters that are never trained.
         expert_input_factors: Names of the factors before the last one that are separate for each
             expert. With `Initialization.identical`, they have the same initial values in all
             experts.
@@ -104,6 +107,7 @@ class Structure(abc.ABC):
 
     factors: ClassVar[tuple[str, ...]]
     kernel_dependent: ClassVar[tuple[str, ...]] = ()
+    frozen: ClassVar[tuple[str, ...]] = ()
     expert_input_factors: ClassVar[tuple[str, ...]]
     dispatch_factors: ClassVar[tuple[str, ...]] = ()
     first_factor_axis: ClassVar[str] = 'expert'
@@ -133,9 +137,31 @@ class Structure(abc.ABC):
         """True if the update is one matrix for all tokens, which can be merged into the kernel."""
         return False
 
+    @property
+    def num_residual_experts(self) -> int:
+        """Number of experts of the residual, see `residual`; 0 without one."""
+        return 0
+
+    def check_size(self, inputs: int, outputs: int, linear: str) -> None:
+        """Check that the structure suits a linear layer.
+
+        Args:
+            inputs: Number of inputs of the linear layer, D.
+            outputs: Number of outputs of the linear layer, F.
+            linear: Name of the linear layer, for the message.
+
+        Raises:
+            UserError: The shared subspace has more dimensions than the input.
+        """
+        if self.is_subspace_of_inputs and self.subspace_rank > inputs:
+            raise errors.UserError(
+                f'adapter.shared_rank is {self.subspace_rank}; it must be at most {inputs}, '
+                f'the input width of {linear}.'
+            )
+
     @abc.abstractmethod
     def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of each factor, and of a second router if there is one, by name.
+        """Return the axes of each parameter that does not depend on the kernel, by name.
 
         Args:
             inputs: Input axis of the linear layer, size D.
@@ -232,6 +258,21 @@ class Structure(abc.ABC):
         raise errors.UserError(
             f'The experts of {type(self).__name__} are not products of two matrices.'
         )
+
+    def residual(self, leaves: Mapping[str, Any]) -> tuple[Any, Any] | None:
+        """Return the projections of the residual: experts that every token uses with the gate 1.
+
+        The residual belongs to the frozen linear layer: dropout does not apply to its input, and it
+        is not trained. It is multiplied by the scale of the update, like the other experts.
+
+        Args:
+            leaves: Parameters by name, of one transformer layer or of all, (L, ...).
+
+        Returns:
+            Down-projections, (..., U, D, R), and up-projections, (..., U, R, F), of the U experts;
+            None without a residual.
+        """
+        return None
 
     def merged_kernel(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
         """Return the merged kernel W + scale · E of a single expert E, (D, F) float32.

@@ -9,6 +9,7 @@ import numpy as np
 from malora_jax import errors
 from malora_jax.adapters import initializers
 from malora_jax.adapters.base_structure import Axis, Structure, require
+from malora_jax.adapters.goat import GOAT
 from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.adapters.routers import BALANCE_BIAS, RouterConfig
 from malora_jax.adapters.structures import DoRA
@@ -16,7 +17,6 @@ from malora_jax.adapters.structures import DoRA
 # Linear layers of a transformer layer that can be adapted.
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 DEFAULT_TARGETS = ('q', 'k', 'v', 'gate', 'up', 'down')
-STARTS = ('random', 'sparse')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +30,16 @@ class Initialization:
             every expert is initialized as a copy of the first expert's ("same A_t" in Table 3).
             This is a control experiment: sharing a factor also gives all experts the same start,
             and this setting gives them the same start without sharing.
-        start: Values of the first factor, one of `STARTS`: 'random' as the structure defines them;
-            or 'sparse', normal in a random share K / E of the inputs of each rank, and zero in the
-            others (FlyLoRA).
+        is_sparse: Whether the first factor starts with normal values in a random share K / E of the
+            inputs of each rank, and zeros in the others (FlyLoRA).
     """
 
     beta: float = 1.0
     identical: bool = False
-    start: str = 'random'
+    is_sparse: bool = False
 
     def __post_init__(self):
         require(self.beta > 0, 'beta', self.beta, 'positive')
-        if self.start not in STARTS:
-            raise errors.unknown_name('adapter.start', self.start, STARTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +149,8 @@ class AdapterConfig:
             ),
             'dispatch',
             True,
-            "False unless num_experts > 1, subspace is 'down', num_up_experts is 0 and scores is "
-            "not 'threshold'",
+            "False unless num_experts > 1, subspace is 'down', num_up_experts is 0, start is "
+            "'random' and scores is not 'threshold'",
         )
         require(
             router.input == 'x' or self.structure.first_factor_axis != 'expert',
@@ -162,12 +159,28 @@ class AdapterConfig:
             "'x' unless the experts share a down-projection (shared_rank > 0 and subspace 'down' "
             "or 'heads')",
         )
+        if self.structure.num_residual_experts:
+            self._check_residual()
         if self.experts_per_layer:
             self._check_experts_per_layer()
         require(len(self.targets) > 0, 'targets', self.targets, 'at least one linear layer')
         for name in self.targets:
             if name not in LINEARS:
                 raise errors.unknown_name('linear layer in adapter.targets', name, LINEARS)
+
+    def _check_residual(self) -> None:
+        require(
+            self.router.gates_sum_to_one(self.num_experts),
+            'renormalize',
+            False,
+            "True if start is 'svd': the residual is the mean of gates that sum to one",
+        )
+        require(
+            not self.experts_per_layer,
+            'experts_per_layer',
+            self.experts_per_layer,
+            "() if start is 'svd'",
+        )
 
     def _check_experts_per_layer(self) -> None:
         counts, router = self.experts_per_layer, self.router
@@ -197,14 +210,16 @@ class AdapterConfig:
             '0 unless num_experts > top_k, because the loads are equal otherwise',
         )
         is_of_ranks = isinstance(self.structure, RankExperts)
-        for field, value in (('scores', router.scores), ('start', self.initialization.start)):
-            needs_ranks = value in ('magnitude', 'sparse')
+        for field, value, needs_ranks in (
+            ('scores', 'magnitude', router.scores == 'magnitude'),
+            ('start', 'sparse', self.initialization.is_sparse),
+        ):
             require(
                 is_of_ranks or not needs_ranks, field, value, "another unless subspace is 'ranks'"
             )
 
     def _check_frozen(self) -> None:
-        trainable = [name for name in self.leaf_names if name != BALANCE_BIAS]
+        trainable = [name for name in self.leaf_names if name not in self._untrained]
         for name in self.frozen:
             if name not in trainable:
                 raise errors.unknown_name('parameter in adapter.frozen', name, trainable)
@@ -217,7 +232,7 @@ class AdapterConfig:
         )
         last = self.structure.factors[-1]
         require(
-            last not in self.frozen or isinstance(self.structure, DoRA),
+            last not in self.frozen or isinstance(self.structure, DoRA | GOAT),
             'frozen',
             self.frozen,
             f'without {last!r}, which starts at zero: the update would stay zero',
@@ -278,8 +293,13 @@ class AdapterConfig:
         Args:
             name: Name of the parameter.
         """
-        is_untrained = name in self.frozen or name == BALANCE_BIAS
-        return 'adapter_frozen' if is_untrained else 'adapter'
+        is_trained = name not in (*self.frozen, *self._untrained)
+        return 'adapter' if is_trained else 'adapter_frozen'
+
+    @property
+    def _untrained(self) -> tuple[str, ...]:
+        """Names of parameters that the optimizer never trains."""
+        return (*self.structure.frozen, BALANCE_BIAS)
 
     @property
     def _router_learns_without_gates(self) -> bool:
@@ -329,7 +349,7 @@ class AdapterConfig:
                 name: jnp.broadcast_to(leaves[name][:1], leaves[name].shape)
                 for name in structure.expert_input_factors
             }
-        if initialization.start == 'sparse':
+        if initialization.is_sparse:
             nonzeros = max(1, inputs * self.router.top_k // self.num_experts)
             leaves[structure.factors[0]] = initializers.sparse_normal(
                 key, inputs, self.num_experts, nonzeros

@@ -12,16 +12,22 @@ outputs of a linear layer, R rank of one expert, M logits of a router.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 from malora_jax.adapters.config import AdapterConfig
 
 
 class DenseExperts(NamedTuple):
     """Experts of one linear layer, in all transformer layers: NumPy or JAX arrays.
 
+    The experts of a residual, which every token uses with the gate 1, come after the others.
+
     Attributes:
         down: (L, E, D, R), down-projection A_t of each expert, transposed.
         up: (L, U, R, F), up-projection B_t of each expert, transposed.
-        router: (L, D, M), weight of the router, transposed; zeros for a single expert.
+        router: (L, D, M), weight of the router, transposed, for the experts that it chooses from;
+            zeros for a single expert.
         router_offset: (L, M), bias for `RouterConfig.route`; None if the router has none.
         up_router: (L, R, U), weight of the second router, transposed; None without one.
     """
@@ -66,4 +72,8 @@ def fold(adapter: AdapterConfig, leaves: Mapping[str, Any]) -> DenseExperts:
     if down.shape[1] == 1:
         # Experts may share one down-projection.
         down = down.repeat(up.shape[1], axis=1)
+    residual = adapter.structure.residual(leaves)
+    if residual is not None:
+        concat = down.__array_namespace__().concat
+        down, up = (concat(both, axis=1) for both in zip((down, up), residual, strict=True))
     return DenseExperts(down, up, router, offset, leaves.get('up_router'))

@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from malora_jax import errors
 from malora_jax.adapters import alignment, dispatch, products, routers
 from malora_jax.adapters.base_structure import Axis, Leaves
 from malora_jax.adapters.config import AdapterConfig
@@ -35,11 +34,14 @@ class ProjectedInput(NamedTuple):
         down_projected: (N, Q), down-projection of `after_dropout`: by the shared S_A, or by the
             A_t of all experts, concatenated.
         after_dropout: (N, D), input of the linear layer after dropout.
+        residual: (N, P), down-projection of the input without dropout by the experts of the
+            residual; None without a residual.
     """
 
     logits: jax.Array | None
     down_projected: jax.Array
     after_dropout: jax.Array
+    residual: jax.Array | None = None
 
 
 def project_input(
@@ -89,8 +91,10 @@ def project_input(
             )
             for projected_NQ, weight_QE in zip(down_projected, weights, strict=True)
         ]
+    residuals = _project_residuals(config, x_ND, leaves)
     return [
-        ProjectedInput(*both, after_dropout_ND) for both in zip(logits, down_projected, strict=True)
+        ProjectedInput(*both, after_dropout_ND, residual)
+        for both, residual in zip(zip(logits, down_projected, strict=True), residuals, strict=True)
     ]
 
 
@@ -100,6 +104,15 @@ def _router_input(config: AdapterConfig, x: jax.Array) -> jax.Array:
     They train the router alone. Otherwise, they would also train the factors of earlier layers.
     """
     return jax.lax.stop_gradient(x) if config.router.samples > 0 else x
+
+
+def _project_residuals(
+    config: AdapterConfig, x_ND: jax.Array, leaves: Sequence[Leaves]
+) -> Sequence[jax.Array | None]:
+    """Return the down-projections of the input by the residuals; None without residuals."""
+    residuals = [config.structure.residual(each) for each in leaves]
+    downs = [products.stack_ranks(residual[0]) for residual in residuals if residual is not None]
+    return multiply_input(x_ND, downs, [], 'expert')[0] if downs else [None] * len(leaves)
 
 
 class LowRankExperts(nn.Module):
@@ -147,7 +160,7 @@ class LowRankExperts(nn.Module):
             (..., F) in the dtype of x.
 
         Raises:
-            UserError: The shared subspace has more dimensions than the input.
+            UserError: The structure does not suit the size of the linear layer.
         """
         x_ND = x.reshape(-1, x.shape[-1])
         after_dropout_ND = x_ND if after_dropout is None else after_dropout.reshape(x_ND.shape)
@@ -193,7 +206,11 @@ class LowRankExperts(nn.Module):
             if self.config.dispatch:
                 return scale * self._dispatch_update(projected, leaves, routing)
             gates_NE = routing.gates
-        return structure.update(projected.down_projected, leaves, gates_NE, scale)
+        update_NF = structure.update(projected.down_projected, leaves, gates_NE, scale)
+        residual = structure.residual(leaves)
+        if residual is not None and projected.residual is not None:
+            update_NF += products.sum_of_experts(scale * projected.residual, residual[1])
+        return update_NF
 
     def _dispatch_update(
         self, projected: ProjectedInput, leaves: Leaves, routing: routers.Routing
@@ -220,14 +237,10 @@ class LowRankExperts(nn.Module):
             Float32 parameters by name.
 
         Raises:
-            UserError: The shared subspace has more dimensions than the input.
+            UserError: The structure does not suit the size of the linear layer.
         """
         config, structure, (in_axis, out_axis) = self.config, self.config.structure, self.axes
-        if structure.is_subspace_of_inputs and structure.subspace_rank > inputs:
-            raise errors.UserError(
-                f'adapter.shared_rank is {structure.subspace_rank}; it must be at most {inputs}, '
-                f'the input width of {"/".join(self.path) or "the linear layer"}.'
-            )
+        structure.check_size(inputs, self.features, '/'.join(self.path) or 'the linear layer')
 
         @functools.cache
         def initial_leaves() -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ from malora_jax.adapters import structures
 from malora_jax.adapters.base_structure import Structure, SubspaceStructure, require
 from malora_jax.adapters.config import DEFAULT_TARGETS, AdapterConfig, Initialization
 from malora_jax.adapters.d2mora import D2MoRA
+from malora_jax.adapters.goat import GOAT
 from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.adapters.routers import RouterConfig
 
@@ -22,6 +23,8 @@ SUBSPACES: dict[str, type[Structure]] = {
     'both': structures.CoMoL,
     'ranks': RankExperts,
 }
+# Initial values of the experts, values of `adapter.start`.
+STARTS = ('random', 'svd', 'sparse')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,10 @@ class AdapterSettings:
         magnitude: Whether the columns of W + (α/r) B A are scaled to trained lengths (DoRA); only
             for a single expert.
         beta: β of eq. (9) and (10). S_A starts multiplied by β, and each P_t divided by β.
+        start: Initial values of the experts: 'random'; or 'svd', singular directions of the frozen
+            kernel, a different part for each expert, whose mean update is subtracted as a frozen
+            residual (GOAT, arXiv 2502.16894). With 'svd', the update is also multiplied by the
+            square root of the number of inputs.
         identical_start: Whether all experts start with the same values: the down-projection or
             core of every expert is initialized as a copy of the first expert's ("same A_t" in
             Table 3).
@@ -83,7 +90,6 @@ class AdapterSettings:
             one, so that their mean over the chosen experts is one (SMoRA, FlyLoRA).
         bias_rate: Change per step of a bias that balances the load of the experts without a
             gradient: it is added to the scores when experts are chosen (SMoRA); 0 for no bias.
-        start: Initial values of the first factor: 'random', or 'sparse' as in FlyLoRA.
         samples: Number of selections of experts that a training step samples for each token, M: 0,
             or at least 2. The router then learns from the differences between their losses (ReMix,
             arXiv 2603.10160); this requires `equal_gates`. A step costs M times as much.
@@ -106,6 +112,7 @@ class AdapterSettings:
     rank_stabilized: bool = False
     magnitude: bool = False
     beta: float = 1.0
+    start: str = 'random'
     identical_start: bool = False
     dropout: float = 0.05
     balance_weight: float = 0.01
@@ -120,7 +127,6 @@ class AdapterSettings:
     scores: str = 'softmax'
     gates_sum_to_k: bool = False
     bias_rate: float = 0.0
-    start: str = 'random'
     samples: int = 0
     num_up_experts: int = 0
     similarity_weight: float = 0.0
@@ -155,7 +161,9 @@ class AdapterSettings:
             ),
             alpha=self.alpha,
             rank_stabilized=self.rank_stabilized,
-            initialization=Initialization(self.beta, self.identical_start, self.start),
+            initialization=Initialization(
+                self.beta, self.identical_start, is_sparse=self.start == 'sparse'
+            ),
             dropout=self.dropout,
             frozen=self.frozen,
             targets=self.targets,
@@ -185,8 +193,18 @@ class AdapterSettings:
             description = '0 if shared_rank > 0: a second router needs separate up-projections'
             require(self.shared_rank == 0, 'num_up_experts', self.num_up_experts, description)
             return D2MoRA(self.num_experts, self.rank, self.num_up_experts)
+        if self.start not in STARTS:
+            raise errors.unknown_name('adapter.start', self.start, STARTS)
+        require(
+            self.start != 'svd' or not (self.magnitude or self.shared_rank or self.identical_start),
+            'start',
+            self.start,
+            "'random' with shared_rank > 0, magnitude or identical_start",
+        )
         if self.magnitude:
             return structures.DoRA(rank=self.rank)
+        if self.start == 'svd':
+            return GOAT(self.num_experts, self.rank)
         if self.shared_rank == 0:
             return structures.IndependentExperts(self.num_experts, self.rank)
         kind = SUBSPACES[self.subspace]
@@ -202,6 +220,9 @@ class AdapterSettings:
 def settings_of(adapter: AdapterConfig) -> AdapterSettings:
     """Return the flat settings of an adapter, the inverse of `AdapterSettings.build`."""
     structure, router = adapter.structure, adapter.router
+    start = 'sparse' if adapter.initialization.is_sparse else 'random'
+    if isinstance(structure, GOAT):
+        start = 'svd'
     subspaces = {kind: name for name, kind in SUBSPACES.items()}
     return AdapterSettings(
         num_experts=adapter.num_experts,
@@ -213,6 +234,7 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         rank_stabilized=adapter.rank_stabilized,
         magnitude=isinstance(structure, structures.DoRA),
         beta=adapter.initialization.beta,
+        start=start,
         identical_start=adapter.initialization.identical,
         dropout=adapter.dropout,
         balance_weight=router.balance_weight,
@@ -227,7 +249,6 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         scores=router.scores,
         gates_sum_to_k=router.sum_to_k,
         bias_rate=router.bias_rate,
-        start=adapter.initialization.start,
         samples=router.samples,
         num_up_experts=structure.num_up_experts if isinstance(structure, D2MoRA) else 0,
         similarity_weight=adapter.similarity_weight,
@@ -325,6 +346,10 @@ METHODS: dict[str, dict[str, Any]] = {
         rank=12,
         num_up_experts=8,
         similarity_weight=1e-4,
+    ),
+    # α = √(3 η) with η = 1. The update is multiplied by α √(n / r): √n is part of the structure.
+    'goat': dict(
+        _TOP2_OF_8, rank=8, start='svd', renormalize=True, rank_stabilized=True, alpha=3**0.5
     ),
     # The methods molora and malora with token dispatch, as in the paper.
     'molora_dispatch': dict(_TOP2_OF_8, rank=8, dispatch=True),

@@ -10,6 +10,7 @@ import numpy as np
 
 from malora_jax.adapters.base_structure import Structure
 from malora_jax.adapters.config import LINEARS
+from malora_jax.adapters.goat import GOAT
 from malora_jax.adapters.structures import SharedDown
 from malora_jax.cloud_storage import remote_path
 from malora_jax.export.merge import linear_leaves_float64
@@ -54,8 +55,9 @@ def read_adapter(workdir: pathlib.Path, config: RunConfig, step: int) -> Adapter
 def initial_adapter(workdir: pathlib.Path, config: RunConfig) -> AdapterVariables | None:
     """Return the adapter's variable collections before the first step; None if they are unknown.
 
-    The adapter is initialized again from the seed of the run. This is impossible in two cases. The
-    run may have started from a trained adapter. Or the run is old, and its method has a shared
+    The adapter is initialized again from the seed of the run. This is impossible in three cases.
+    The run may have started from a trained adapter. The experts may have started from the frozen
+    kernels, which are not loaded here. Or the run is old, and its method has a shared
     subspace. That subspace starts from singular vectors, and in old runs their signs depended on
     the device. Old runs are recognized by checkpoints that do not store a `RunIdentity`.
 
@@ -63,7 +65,7 @@ def initial_adapter(workdir: pathlib.Path, config: RunConfig) -> AdapterVariable
         workdir: Directory of the run.
         config: Config of the run.
     """
-    if config.training.start_from:
+    if config.training.start_from or isinstance(config.adapter.structure, GOAT):
         return None
     newest = latest_checkpoint(remote_path(workdir / 'checkpoints'))
     has_subspace = isinstance(config.adapter.structure, SharedDown)

@@ -36,9 +36,11 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
     check_no_second_router(trained, export_format)
     adapter = trained.model.adapter
     if adapter is None or not adapter.structure.is_mergeable:
+        has_residual = adapter is not None and adapter.structure.num_residual_experts > 0
+        formats = 'static or adapter' if has_residual else 'transformers, vllm, static or adapter'
         raise UserError(
             f'{trained.method} cannot be exported as {export_format}: its update is not that of '
-            'one LoRA; use --format=transformers, vllm, static or adapter, or train '
+            f'one LoRA; use --format={formats}, or train '
             "'lora', 'dora', 'asylora' or 'moslora'."
         )
     check_nonzero_update(trained, export_format)

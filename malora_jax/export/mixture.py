@@ -65,6 +65,11 @@ def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) ->
             f'--format={export_format} needs the gates of a softmax without a bias: adapter.scores '
             "must be 'softmax', and adapter.bias_rate 0. Use --format=static or adapter."
         )
+    if adapter.structure.num_residual_experts and export_format != 'static':
+        raise UserError(
+            f'--format={export_format} has no place for the frozen residual of {trained.method}, '
+            'which every token uses: use --format=adapter or static.'
+        )
     check_nonzero_update(trained, export_format)
     return adapter
 

@@ -71,7 +71,12 @@ def static_lora(
 
 
 def _mean_update(experts: DenseExperts, gates_LE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the factors (L, D, P) and (L, P, F) of the sum of all experts, each times its gate."""
+    """Return the factors (L, D, P) and (L, P, F) of the sum of all experts, each times its gate.
+
+    The experts of a residual have the gate 1.
+    """
+    residual = experts.up.shape[1] - gates_LE.shape[1]
+    gates_LE = np.pad(gates_LE, ((0, 0), (0, residual)), constant_values=1)
     weighted = experts._replace(up=gates_LE[:, :, None, None] * experts.up)
     return weighted.stacked_down().swapaxes(1, 2), weighted.stacked_up().swapaxes(1, 2)
 

@@ -169,7 +169,7 @@ def _open_run(
     """Open a run's files until `stack` is closed, and restore its newest checkpoint."""
     goodput, data = GoodputRecorder(), setup.train_iterator()
     identity = training_run.check_identity(setup, directory)
-    state = training_run.maybe_warm_start(setup, state, directory)
+    state = training_run.set_start(setup, state, directory)
     directory.write_identity(setup.run, identity)
     print(f'{directory.path.name}: {setup.describe_draws()}')
     goodput.open(directory.path)

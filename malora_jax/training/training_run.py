@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from malora_jax import cloud_storage, errors
+from malora_jax.adapters.goat import GOAT
 from malora_jax.data import RowStreams, describe_split
 from malora_jax.distributed import hosts
 from malora_jax.distributed.mesh import use_mesh
@@ -26,6 +27,7 @@ from malora_jax.training.run_files import read_results
 from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.setup import Setup, build_setup
 from malora_jax.training.state import TrainState
+from malora_jax.training.svd_start import svd_start
 from malora_jax.training.train_loop import train_steps
 from malora_jax.training.warm_start import warm_start
 from malora_jax.training.workdir import RunDirectory, check_base, open_run_directory
@@ -94,7 +96,7 @@ def _train(run: RunConfig, directory: RunDirectory, services: _RunServices) -> d
         setup = build_setup(run)
         identity = check_identity(setup, directory)
         data = setup.train_iterator()
-        state = maybe_warm_start(setup, setup.fresh_state(), directory)
+        state = set_start(setup, setup.fresh_state(), directory)
     # `count_model_parameters` would trace the model once more, which delays the first step.
     parameters = count_parameters(
         Decoder(run.model, run.adapter), state.adapter, state.adapter_frozen
@@ -143,22 +145,27 @@ def check_identity(setup: Setup, directory: RunDirectory) -> RunIdentity:
     return directory.identity(check_base(directory.path, setup.run, setup.base.params))
 
 
-def maybe_warm_start(setup: Setup, state: TrainState, directory: RunDirectory) -> TrainState:
-    """Return the state before the first step, with trained values if `training.start_from` is set.
+def set_start(setup: Setup, state: TrainState, directory: RunDirectory) -> TrainState:
+    """Return the state before the first step, with values from a trained adapter or the kernels.
 
     Args:
         setup: Config, models and data of the run.
-        state: Freshly initialized state. It is returned unchanged if `training.start_from` is empty
-            or if the run has a checkpoint, whose state is restored later.
+        state: Freshly initialized state. It is returned unchanged if the run has a checkpoint,
+            whose state is restored later; or if `training.start_from` is empty and `adapter.start`
+            is 'random'.
         directory: Directory of the run.
 
     Raises:
         UserError: `training.start_from` has no adapter that fits this run and its base model.
     """
     start_from = setup.run.training.start_from
-    if not start_from or directory.step:
+    if directory.step:
         return state
-    return warm_start(cloud_storage.localize(start_from), state, setup.model, setup.base)
+    if start_from:
+        return warm_start(cloud_storage.localize(start_from), state, setup.model, setup.base)
+    if isinstance(setup.run.adapter.structure, GOAT):
+        return svd_start(state, setup.model, setup.base.params)
+    return state
 
 
 def _run(

@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.base_structure import StartsFromLoRA
+from malora_jax.adapters.base_structure import PARAMETER_KINDS, StartsFromLoRA
 from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.errors import UserError
@@ -240,6 +240,6 @@ def _place_leaf(
             f'needs {fresh.shape}: choose the adapter.rank, shared_rank and num_experts that the '
             'adapter was trained with.'
         )
-    if path.rsplit('/', 1)[-1] == adapter.structure.factors[-1]:
+    if PARAMETER_KINDS[path.rsplit('/', 1)[-1]][0] == 'up':
         trained = trained * np.float32(scale / adapter.scale)
     return jax.device_put(trained, fresh.sharding)

@@ -24,7 +24,8 @@ def test_table_holds_the_papers_settings():
     assert (settings('molora').rank, settings('molora').shared_rank) == (8, 0)
     assert (settings('asylora').rank, settings('asylora').frozen) == (128, ('down',))
     assert (settings('moasylora').rank, settings('moasylora').frozen) == (16, ('down',))
-    assert all(method(name).scale == 2 for name in METHODS)
+    assert [name for name in METHODS if method(name).scale != 2] == ['goat']
+    assert method('goat').scale == pytest.approx((3 / 8) ** 0.5, rel=1e-15)
     assert all('o' not in method(name).targets for name in METHODS)
 
 
@@ -36,7 +37,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 def test_methods_differ():
     """No two method names have the same settings."""
     adapters = [method(name) for name in METHODS]
-    assert len(set(adapters)) == len(METHODS) == 27
+    assert len(set(adapters)) == len(METHODS) == 28
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,14 @@ def test_methods_differ():
             'similarity_weight is 0.1; it must be at least 0, and',
         ),
         ('molora', {'similarity_weight': -0.1}, 'similarity_weight is -0.1; it must be at least'),
+        ('goat', {'experts_per_layer': (4, 8)}, "it must be () if start is 'svd'"),
+        ('goat', {'renormalize': False}, "it must be True if start is 'svd'"),
+        ('goat', {'dispatch': True}, "subspace is 'down' and start is 'random'"),
+        ('goat', {'shared_rank': 8}, "start is 'svd'; it must be 'random' with shared_rank > 0"),
+        ('goat', {'identical_start': True}, "it must be 'random' with shared_rank > 0, magnitude"),
+        ('lora', {'start': 'svd'}, "start is 'svd'; it must be 'random' for a single expert."),
+        ('molora', {'start': 'sdv'}, "Unknown adapter.start 'sdv': did you mean svd"),
+        ('goat', {'frozen': ('router', 'down', 'up')}, 'a proper subset of the parameters'),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(name, overrides, message):

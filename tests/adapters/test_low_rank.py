@@ -54,6 +54,7 @@ SMALL = {
     'moslora': dict(rank=6, shared_rank=6),
     'comol': dict(rank=6, shared_rank=6),
     'd2mora': dict(rank=4, num_up_experts=5),
+    'goat': dict(rank=3),
 }
 # Options that the paper does not have: name, the method that the option changes, the change.
 OPTIONS = {
@@ -324,7 +325,9 @@ def test_every_slot_has_a_place_of_its_own_in_a_tile_of_its_expert(tokens, num_e
 
 
 _ROUTER = {'router': (INPUTS, 8)}
-# Trained and frozen leaves, with their shapes, of the methods at the paper's sizes.
+# Methods at the paper's sizes; GOAT needs a singular direction for each rank of 8 experts.
+PAPER_SIZES = {name: method(name) for name in METHODS} | {'goat': method('goat', rank=5)}
+# Trained and frozen leaves, with their shapes, of these methods.
 SHAPES = {
     'lora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
     'dora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
@@ -407,13 +410,17 @@ SHAPES = {
         },
         {},
     ),
+    'goat': (
+        _ROUTER | {'down': (8, INPUTS, 5), 'up': (8, 5, OUTPUTS)},
+        {'residual_down': (8, INPUTS, 5), 'residual_up': (8, 5, OUTPUTS)},
+    ),
 }
 
 
 @pytest.mark.parametrize('name', METHODS)
 def test_leaves_and_shapes_are_the_contract(name):
     trained, frozen = SHAPES[name]
-    experts = LowRankExperts(method(name), OUTPUTS)
+    experts = LowRankExperts(PAPER_SIZES[name], OUTPUTS)
     update, variables = experts.init_with_output(jax.random.key(0), jnp.ones((2, INPUTS)))
     found = {
         collection: {key: leaf.shape for key, leaf in leaves.items()}
@@ -430,7 +437,7 @@ def test_leaves_and_shapes_are_the_contract(name):
 
 @pytest.mark.parametrize('name', [name for name in METHODS if method(name).has_router])
 def test_experts_start_different_and_seeds_matter(name):
-    experts = LowRankExperts(method(name), OUTPUTS)
+    experts, structure = LowRankExperts(PAPER_SIZES[name], OUTPUTS), method(name).structure
     first, second = (
         nn.unbox(experts.init(jax.random.key(seed), jnp.ones((1, INPUTS)))) for seed in (0, 1)
     )
@@ -440,7 +447,8 @@ def test_experts_start_different_and_seeds_matter(name):
         for leaf, values in first[collection].items():
             if leaf in ('down', 'core'):
                 assert len(np.unique(values.reshape(num_experts, -1), axis=0)) == distinct, leaf
-            if leaf not in (method(name).structure.factors[-1], 'balance_bias'):
+            # A residual needs the kernel, and is zero without one.
+            if leaf not in (structure.factors[-1], *structure.frozen, 'balance_bias'):
                 assert not np.allclose(values, second[collection][leaf]), leaf
 
 

@@ -128,6 +128,8 @@ def test_the_start_is_that_of_the_run_and_needs_no_base(tmp_path, monkeypatch):
     assert initial_adapter(tmp_path, run) is None, 'its signs were those of some device'
     newer = older._replace(identity=RunIdentity({}, {}, None))
     monkeypatch.setattr(adapter_weights, 'latest_checkpoint', lambda _: newer)
+    goat = run_config(toy_run_config(tmp_path / 'nowhere.gguf', 'goat'))
+    assert initial_adapter(tmp_path, goat) is None, 'it depends on the kernels'
     found = initial_adapter(tmp_path, run)
     model = Decoder(run.model, run.adapter)
     params = random_variables(Decoder(preset('tiny')), seed=5)['params']

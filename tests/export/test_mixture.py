@@ -28,10 +28,14 @@ CASES = [
     (name, changes)
     for name in ROUTED
     for changes in ({}, {'renormalize': True}, {'equal_gates': True}, {'rank_stabilized': True})
-    if 'equal_gates' not in changes or small_method(name).router.balance_weight > 0
+    if 'equal_gates' not in changes
+    or (
+        small_method(name).router.balance_weight > 0
+        and small_method(name).router.gates != 'renormalized'
+    )
 ]
 CASES.append(('remix', {}))
-TOKENS, INPUTS, OUTPUTS = 20, 14, 11
+TOKENS, INPUTS, OUTPUTS = 20, 14, 12
 
 
 @pytest.fixture(scope='module')
@@ -51,13 +55,18 @@ def without_base(trained) -> TrainedAdapter:
 
 
 def gated_sum(x_ND, down_ERD, up_EFR, router_ED, config):
-    """Compute s · Σ_t G_t(x) B_t A_t x with dense experts, in float64."""
+    """Compute s · Σ_t G_t(x) B_t A_t x with dense experts, in float64.
+
+    Experts that the router does not know are those of a residual, whose gate is 1.
+    """
     settings = dict(
         K=config.router.top_k,
         renormalize=config.router.gates == 'renormalized',
         equal_gates=config.router.gates == 'equal',
     )
     gates_NE = np.stack([reference.gates(x, router_ED, **settings) for x in x_ND])
+    residual = len(up_EFR) - len(router_ED)
+    gates_NE = np.pad(gates_NE, ((0, 0), (0, residual)), constant_values=1)
     each_NEF = np.einsum('efr,erd,nd->nef', up_EFR, down_ERD, x_ND)
     return reference.scale(config) * np.einsum('ne,nef->nf', gates_NE, each_NEF)
 
@@ -224,6 +233,16 @@ def test_mistakes(base, tmp_path, name, changes, message):
         write_transformers_mixture(trained, tmp_path / 'out')
     with pytest.raises(UserError, match=message):
         write_vllm_mixture(without_base(trained)._replace(step=trained.step), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_residual_is_refused(base, tmp_path):
+    trained = mixture(base, 'goat')
+    message = 'has no place for the frozen residual of goat'
+    with pytest.raises(UserError, match=f'--format=transformers {message}'):
+        write_transformers_mixture(trained, tmp_path / 'out')
+    with pytest.raises(UserError, match=f'--format=vllm {message}'):
+        write_vllm_mixture(without_base(trained), tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
 

@@ -81,6 +81,14 @@ def test_another_factor_of_the_update_changes_nothing(base, tmp_path, changes):
     np.testing.assert_allclose(ours, logits(found), atol=1e-5)
 
 
+def test_another_factor_of_a_residual_changes_nothing(base, tmp_path):
+    found = restored_model('goat', *base)
+    write_adapter(found, tmp_path / 'out')
+    model = tiny_model(small_method('goat', alpha=0.5))
+    _, ours = started(tmp_path / 'out', base, model)
+    np.testing.assert_allclose(ours, logits(found), atol=1e-5)
+
+
 BATCH = packed_batch([(20, 11), (14, 9, 8), (30,)], 32, seed=4)
 
 

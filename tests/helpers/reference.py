@@ -34,6 +34,9 @@ def expert_matrix(t, leaves, config: AdapterConfig):
         ValueError: The subspace is unknown.
     """
     settings = settings_of(config)
+    if settings.start == 'svd':
+        # √n B_t A_t: s = α √(n / r) is α / √r, the scale, times √n.
+        return np.sqrt(len(leaves['down'][t])) * leaves['up'][t].T @ leaves['down'][t].T
     if not settings.shared_rank:
         return leaves['up'][t].T @ leaves['down'][t].T  # B_t A_t
     match settings.subspace:
@@ -128,6 +131,8 @@ def scale(config: AdapterConfig):
 def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routings=None):
     """Return the scaled update (α / r) Δ(x) or (α / √r) Δ(x) of every token, (N, m).
 
+    GOAT subtracts its residual, the mean of the initial experts, from x without dropout.
+
     Args:
         x_ND: Inputs (N, n); the router always sees them without dropout.
         leaves: Arrays of the adapter by leaf name.
@@ -144,10 +149,16 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routing
             token_routing(*both, leaves, config) for both in zip(x_ND, dropped_ND, strict=True)
         ]
     experts = [expert_matrix(t, leaves, config) for t in range(config.num_experts)]
-    rows = []
-    for dropped, routing in zip(dropped_ND, routings, strict=True):
+    rows, residual = [], 0 * experts[0]
+    if settings_of(config).start == 'svd':
+        start = {'down': leaves['residual_down'], 'up': leaves['residual_up']}
+        residual = np.mean(
+            [expert_matrix(t, start, config) for t in range(config.num_experts)], axis=0
+        )
+    for x, dropped, routing in zip(x_ND, dropped_ND, routings, strict=True):
         terms = zip(routing.gates, experts, strict=True)
-        rows.append(scale(config) * sum(g * (D_t @ dropped) for g, D_t in terms))
+        mixture = sum(g * (D_t @ dropped) for g, D_t in terms)
+        rows.append(scale(config) * (mixture - residual @ x))
     return np.stack(rows)
 
 

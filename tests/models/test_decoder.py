@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax.adapters.config import LINEARS
-from malora_jax.adapters.trees import named_leaves
+from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.models.context import Context
 from malora_jax.models.decoder import MLP, Attention, abstract_variables
 from malora_jax.models.linear import AdaptedLinear, Dropout
@@ -103,11 +103,14 @@ def test_without_the_last_factor_the_adapter_does_nothing(name):
         if path[-1].key == 'magnitude':
             kernel_LDF = params['layers'][path[1].key][path[2].key]['kernel']
             return jnp.linalg.norm(kernel_LDF, axis=1)
-        return leaf * 0 if path[-1].key == last else leaf
+        return leaf * 0 if path[-1].key in (last, 'residual_up') else leaf
 
-    adapter = jax.tree_util.tree_map_with_path(silence, VARIABLES[name]['adapter'])
+    silenced = {
+        key: jax.tree_util.tree_map_with_path(silence, VARIABLES[name].get(key, {}))
+        for key in ADAPTER_COLLECTIONS
+    }
     arrays = (BATCH[key] for key in ('inputs', 'positions', 'segment_ids'))
-    silent = hidden_states(MODELS[name], VARIABLES[name] | {'adapter': adapter}, *arrays)
+    silent = hidden_states(MODELS[name], VARIABLES[name] | silenced, *arrays)
     # DoRA's column norms are rounded.
     atol = 3e-5 if name == 'dora' else 0
     np.testing.assert_allclose(np.asarray(silent), base, rtol=0, atol=atol)

@@ -62,11 +62,12 @@ MALORA_RANKS = (
     'method, ranks',
     [
         *(('lora', ()), ('dora', ()), ('malora', ())),
-        *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS), ('d2mora', MOLORA_RANKS)),
+        *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS)),
+        *(('d2mora', MOLORA_RANKS), ('goat', MOLORA_RANKS)),
     ],
     ids=[
-        *('lora', 'dora', 'malora', 'molora of three ranks', 'malora of three ranks'),
-        'd2mora of three ranks',
+        *('lora', 'dora', 'malora'),
+        *(f'{method} of three ranks' for method in ('molora', 'malora', 'd2mora', 'goat')),
     ],
 )
 def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):

@@ -69,6 +69,7 @@ LEAVES = {
     'moslora': ({'shared_down', 'core', 'shared_up'}, set()),
     'comol': ({'router', 'shared_down', 'core', 'shared_up'}, set()),
     'd2mora': ({'router', 'down', 'up_router', 'up'}, set()),
+    'goat': ({'router', 'down', 'up'}, {'residual_down', 'residual_up'}),
     'molora_dispatch': ({'router', 'down', 'up'}, set()),
     'malora_dispatch': ({'router', 'shared_down', 'core', 'up'}, set()),
 }

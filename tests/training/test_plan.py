@@ -46,6 +46,8 @@ ROWS = [
     # 32 layers of 3 · 12 columns of A and 3 of the router for 31488 inputs, 8 · 12 columns of B for
     # 38400 outputs, and six second routers of 12 · 8.
     ('d2mora', {}, 157_280_256, 0, 2.334, 2.281),
+    # Trained as MoLoRA; frozen are the initial values of its projections, without routers.
+    ('goat', {}, 151_191_552, 143_130_624, 2.244, 2.150),
     # r̄ = 13 gives the 2.2% that the paper prints without the ranks.
     ('malora_shared_up', {'rank': 13}, 152_813_568, 0, 2.268, 2.218),
 ]
@@ -156,6 +158,7 @@ PRODUCTS = {
     'flylora': (8 * 384, 8 * 416),
     # The second routers read 3 activations.
     'd2mora': (4 * 416 + 12 * 416 + 6 * 3 * 8 + 24 * 384, 0),
+    'goat': (4 * 416 + 4 * 3 * (416 + 384), 4 * 3 * (416 + 384)),
     # Two of four experts.
     'molora_dispatch': (4 * 416 + 2 * 3 * (416 + 384), 0),
     'malora_dispatch': (4 * 416 + 9 * 416 + 6 * 2 * 9 * 4 + 8 * 384, 0),
