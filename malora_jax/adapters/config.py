@@ -170,7 +170,7 @@ class AdapterConfig:
 
     def _check_residual(self) -> None:
         require(
-            self.router.gates_sum_to_one(self.num_experts),
+            self.router.gate_sum(self.num_experts) == 1,
             'renormalize',
             False,
             "True if start is 'svd': the residual is the mean of gates that sum to one",

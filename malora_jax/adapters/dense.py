@@ -12,9 +12,6 @@ outputs of a linear layer, R rank of one expert, M logits of a router.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
-
 from malora_jax.adapters.config import AdapterConfig
 
 

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from malora_jax.adapters import alignment, dispatch, products, routers
+from malora_jax.adapters import alignment, dispatch, load_balancing, products, routers
 from malora_jax.adapters.base_structure import Axis, Leaves
 from malora_jax.adapters.config import AdapterConfig
 from malora_jax.adapters.input_products import multiply_input
@@ -270,7 +270,7 @@ class LowRankExperts(nn.Module):
         else:
             routing = router.route(logits_NM, offset_1M, num_experts)
         if groups_NG is not None:
-            sums = routers.sum_by_group(routing, groups_NG)
+            sums = load_balancing.sum_by_group(routing, groups_NG)
             self._record('routing', 'sums', sums)
         return routing
 

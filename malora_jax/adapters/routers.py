@@ -1,9 +1,8 @@
-"""Top-k routing with load balancing: settings, parameters, gates, loss and routing statistics.
+"""Top-k routing: settings, parameters and gates of a router.
 
 Equation numbers and tables refer to the MALoRA paper.
 
-Dimension letters: N tokens, D inputs, E experts, M logits of a router, G groups of tokens (tasks),
-L any leading axes (layers).
+Dimension letters: N tokens, D inputs, E experts, M logits of a router.
 """
 
 import dataclasses
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from malora_jax import errors
 from malora_jax.adapters import initializers
@@ -296,95 +294,3 @@ class Routing(NamedTuple):
     gates: jax.Array
     probabilities: jax.Array
     selected: jax.Array
-
-
-class RoutingSums(NamedTuple):
-    """Sums over tokens that determine the load-balancing loss and the routing statistics.
-
-    Attributes:
-        load: (..., G, E), number of tokens of each group that were routed to each expert.
-        probability: (..., G, E), router probabilities summed over the tokens of each group.
-        gate: (..., G, E), gates summed over the tokens of each group.
-    """
-
-    load: jax.Array
-    probability: jax.Array
-    gate: jax.Array
-
-
-def sum_by_group(routing: Routing, groups_NG: jax.Array) -> RoutingSums:
-    """Sum the router's decisions over the tokens of each group.
-
-    Args:
-        routing: Decisions for N tokens.
-        groups_NG: (N, G) float32, one-hot group of each token; zeros for padding, which is not
-            counted.
-    """
-
-    def sums(values_NE: jax.Array) -> jax.Array:
-        return jnp.matmul(groups_NG.T, values_NE, precision=jax.lax.Precision.HIGHEST)
-
-    return RoutingSums(*map(sums, (routing.selected, routing.probabilities, routing.gates)))
-
-
-def balance_loss(sums: RoutingSums, num_experts: np.ndarray | None = None) -> jax.Array:
-    """Return the load-balancing loss of each router, E · Σ_t f_t p_t; 1 if balanced.
-
-    This is the auxiliary loss of GShard and Switch Transformer. f_t is the share of the N · K
-    routing assignments that go to expert t; p_t is the mean router probability of expert t. (If f_t
-    were the share of the N tokens, the balanced value would be K.)
-
-    Args:
-        sums: Sums of shape (L..., G, E).
-        num_experts: (L,) int32 number of experts of each layer, as `AdapterConfig.layer_experts`
-            returns them; E in all layers by default.
-
-    Returns:
-        (L...,) float32.
-    """
-    load_LE = expert_load(sums)
-    probability_LE = shares(sums.probability.sum(axis=-2))
-    experts = load_LE.shape[-1] if num_experts is None else jnp.asarray(num_experts)
-    return experts * (load_LE * probability_LE).sum(axis=-1)
-
-
-def expert_load(sums: RoutingSums) -> jax.Array:
-    """Return the load of each expert: its share of all routing assignments.
-
-    Args:
-        sums: Sums of shape (L..., G, E).
-
-    Returns:
-        (L..., E) float32; each row sums to one, or is zero if there are no tokens.
-    """
-    return shares(sums.load.sum(axis=-2))
-
-
-def effective_experts(load_LE: jax.Array) -> jax.Array:
-    """Return the effective number of experts, the exponential of the entropy of their loads.
-
-    Args:
-        load_LE: (L..., E), load of each expert, as `expert_load` returns it.
-
-    Returns:
-        (L...,): E if the load is balanced, 1 if one expert gets all tokens.
-    """
-    return jnp.exp(-jax.scipy.special.xlogy(load_LE, load_LE).sum(axis=-1))
-
-
-def routing_metrics(routing: Mapping[str, RoutingSums]) -> dict[str, jax.Array]:
-    """Return statistics of the expert load, averaged over all routers.
-
-    Args:
-        routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
-
-    Returns:
-        `effective_experts`, exp(entropy) of the load, which is E if the load is balanced; and
-        `max_expert_share`, the share of all routing assignments that the busiest expert gets. A
-        token has one assignment for each expert that the router chose. Both are () float32.
-    """
-    load = jnp.stack([expert_load(sums) for sums in routing.values()])
-    return {
-        'effective_experts': effective_experts(load).mean(),
-        'max_expert_share': load.max(axis=-1).mean(),
-    }

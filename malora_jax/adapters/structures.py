@@ -14,8 +14,9 @@ the gate of expert t and E_t the product of its factors:
 | `ALoRA`                | B A_t       | `down`, `shared_up`                | ALoRA             |
 | `CoMoL`                | B C_t A     | `shared_down`, `core`, `shared_up` | CoMoL, MoSLoRA    |
 
-`d2mora.D2MoRA` has another form: a second router weights the up-projections. `rank_experts.RankExperts`
-has one LoRA whose ranks are experts. `goat.GOAT` has the experts of MoLoRA, and a frozen residual.
+`d2mora.D2MoRA` has another form: a second router weights the up-projections. In
+`rank_experts.RankExperts`, each rank of one LoRA is an expert. `goat.GOAT` has the experts of
+MoLoRA, and a frozen residual.
 
 Quoted methods are ablations in Table 3 of the MALoRA paper. Equation numbers refer to this paper.
 Arrays hold the transposes of the paper's matrices: the down-projection A_t is stored as (D, R).

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from malora_jax.adapters.routers import RoutingSums
+from malora_jax.adapters.load_balancing import RoutingSums
 from malora_jax.models import Decoder
 from malora_jax.progress import track
 from malora_jax.training.step import Batch, routing_by_path

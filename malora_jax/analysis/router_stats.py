@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from malora_jax.adapters import AdapterConfig, routers
-from malora_jax.adapters.routers import RoutingSums
+from malora_jax.adapters import AdapterConfig, load_balancing
+from malora_jax.adapters.load_balancing import RoutingSums
 from malora_jax.analysis import routing
 from malora_jax.analysis.held_out_routing import HeldOutRouting
 
@@ -97,11 +97,13 @@ def compute_router_stats(
         load_LGE = routing.by_task(slot_counts(adapter, sums), task_Q)
         probability_LGE = routing.by_task(np.asarray(sums.probability, np.float64), task_Q)
         by_task = RoutingSums(load_LGE, probability_LGE, load_LGE)  # type: ignore[arg-type]
-        share_LE = routers.expert_load(by_task)
+        share_LE = load_balancing.expert_load(by_task)
         rows.append(
             (
-                np.asarray(routers.balance_loss(by_task, adapter.layer_experts(len(load_LGE)))),
-                np.asarray(routers.effective_experts(share_LE)),
+                np.asarray(
+                    load_balancing.balance_loss(by_task, adapter.layer_experts(len(load_LGE)))
+                ),
+                np.asarray(load_balancing.effective_experts(share_LE)),
                 np.asarray(share_LE.max(axis=-1)),
                 routing.task_information(load_LGE),
             )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from malora_jax import cloud_storage, files
-from malora_jax.adapters import AdapterConfig, routers
+from malora_jax.adapters import AdapterConfig, load_balancing
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.methods import settings_of
 from malora_jax.distributed import hosts
@@ -19,7 +19,6 @@ from malora_jax.training import run_files
 from malora_jax.training.checkpoint import BestCheckpoint
 from malora_jax.training.plan import count_model_parameters
 from malora_jax.training.setup import Setup
-from malora_jax.training.step import mean_balance_loss
 from malora_jax.training.validation import validation_curve
 from malora_jax.training.workdir import package_versions
 
@@ -72,7 +71,7 @@ class RunMeasurements:
     best: BestCheckpoint | None
     before: Sequence[runner.Answer]
     after: Sequence[runner.Answer]
-    routing: Mapping[str, routers.RoutingSums]
+    routing: Mapping[str, load_balancing.RoutingSums]
 
 
 class PlotData(NamedTuple):
@@ -284,7 +283,7 @@ def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str,
 
 
 def _routing_results(
-    routing: Mapping[str, routers.RoutingSums], adapter: AdapterConfig
+    routing: Mapping[str, load_balancing.RoutingSums], adapter: AdapterConfig
 ) -> dict[str, float]:
     """Return the load-balancing loss (1 = balanced) and the use of experts on held-out examples.
 
@@ -293,14 +292,14 @@ def _routing_results(
     if not routing:
         return {}
     metrics = {
-        'balance_loss': mean_balance_loss(routing, adapter),
-        **routers.routing_metrics(routing),
+        'balance_loss': load_balancing.mean_balance_loss(routing, adapter),
+        **load_balancing.routing_metrics(routing),
     }
     return {name: float(value) for name, value in metrics.items()}
 
 
 def _load_by_linear(
-    routing: Mapping[str, routers.RoutingSums], has_held_out: Sequence[bool]
+    routing: Mapping[str, load_balancing.RoutingSums], has_held_out: Sequence[bool]
 ) -> dict[str, np.ndarray]:
     """Return the expert load by name of the linear, for plots.
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from malora_jax import data, errors
-from malora_jax.adapters.routers import RoutingSums
+from malora_jax.adapters.load_balancing import RoutingSums
 from malora_jax.distributed import sharding
 from malora_jax.evaluation import runner
 from malora_jax.models import Decoder

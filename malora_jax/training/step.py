@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from malora_jax.adapters import AdapterConfig, routers
+from malora_jax.adapters import load_balancing
 from malora_jax.adapters.alignment import TaskMoments, alignment_loss
-from malora_jax.adapters.balance_bias import update_biases
+from malora_jax.adapters.load_balancing import mean_balance_loss, update_biases
 from malora_jax.adapters.low_rank import RECORDED_COLLECTIONS
 from malora_jax.adapters.similarity_loss import similarity_loss
 from malora_jax.distributed import sharding
@@ -52,7 +52,7 @@ class Losses(NamedTuple):
     loss_tokens: jax.Array
     tokens: jax.Array
     alignment: jax.Array
-    routing: dict[str, routers.RoutingSums]
+    routing: dict[str, load_balancing.RoutingSums]
     router: jax.Array | None = None
 
 
@@ -124,27 +124,6 @@ def _mean_alignment_loss(collection: Any) -> jax.Array:
     moments = jax.tree.leaves(collection, is_leaf=lambda node: isinstance(node, TaskMoments))
     each = [alignment_loss(linear) for linear in moments]
     return jnp.stack(each).mean() if each else jnp.float32(0)
-
-
-def mean_balance_loss(
-    routing: Mapping[str, routers.RoutingSums], adapter: AdapterConfig | None
-) -> jax.Array:
-    """Return the load-balancing loss, averaged over all routers.
-
-    Args:
-        routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
-        adapter: Settings of the adapter; None for the base model alone, which has no routers.
-
-    Returns:
-        () float32; 1 if the load is balanced, 0 if there are no routers.
-    """
-    if adapter is None or not routing:
-        return jnp.float32(0)
-    each = [
-        routers.balance_loss(sums, adapter.layer_experts(len(sums.load)))
-        for sums in routing.values()
-    ]
-    return jnp.stack(each).mean()
 
 
 def make_train_step(
@@ -235,7 +214,7 @@ def step_function(
         if config is not None and config.similarity_weight > 0:
             metrics['similarity_loss'] = similarity_loss(config, state.adapter)
         if sums.routing:
-            metrics |= routers.routing_metrics(sums.routing)
+            metrics |= load_balancing.routing_metrics(sums.routing)
         adapter_frozen = state.adapter_frozen
         if config is not None and config.router.bias_rate > 0:
             adapter_frozen = update_biases(config, adapter_frozen, sums.routing)
@@ -397,7 +376,7 @@ def _example_counts(batch: Batch, num_tasks: int) -> jax.Array:
     return (task_BTG * begins_BT[..., None]).sum(axis=(0, 1))
 
 
-def routing_by_path(routing: Any) -> dict[str, routers.RoutingSums]:
+def routing_by_path(routing: Any) -> dict[str, load_balancing.RoutingSums]:
     """Return the routing statistics of each adapted linear.
 
     Args:
@@ -407,6 +386,6 @@ def routing_by_path(routing: Any) -> dict[str, routers.RoutingSums]:
         Routing statistics by path of the linear, such as 'layers/attention/q'.
     """
     leaves = jax.tree_util.tree_leaves_with_path(
-        routing, is_leaf=lambda node: isinstance(node, routers.RoutingSums)
+        routing, is_leaf=lambda node: isinstance(node, load_balancing.RoutingSums)
     )
     return {'/'.join(key.key for key in path[:-1]): sums for path, sums in leaves}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from malora_jax import errors
-from malora_jax.adapters import LowRankExperts, method, routers
-from malora_jax.adapters.balance_bias import update_biases
+from malora_jax.adapters import LowRankExperts, load_balancing, method, routers
+from malora_jax.adapters.load_balancing import update_biases
 from malora_jax.adapters.low_rank import project_input
 from malora_jax.adapters.methods import replace_settings
 from malora_jax.adapters.routers import BALANCE_BIAS
@@ -59,8 +59,8 @@ def test_equal_gates_choose_as_the_router_does_and_learn_from_balance_alone():
 
     def both(router_DE):
         routing = route(logits(x_ND, router_DE), 2, 'equal')
-        sums = routers.sum_by_group(routing, jnp.ones((40, 1)))
-        return jnp.stack([(routing.gates * weights_NE).sum(), routers.balance_loss(sums)])
+        sums = load_balancing.sum_by_group(routing, jnp.ones((40, 1)))
+        return jnp.stack([(routing.gates * weights_NE).sum(), load_balancing.balance_loss(sums)])
 
     through_gates, through_balance = jax.jacrev(both)(router_DE)
     assert not np.any(through_gates)
@@ -75,11 +75,11 @@ def test_a_layer_with_fewer_experts_routes_as_if_the_others_did_not_exist(gates)
     for values_NE, expected in zip(found, config.route(logits_NE[:, :5]), strict=True):
         np.testing.assert_allclose(values_NE[:, :5], expected, rtol=1e-6)
         assert not np.any(values_NE[:, 5:])
-    sums = routers.sum_by_group(found, jnp.ones((40, 1)))
+    sums = load_balancing.sum_by_group(found, jnp.ones((40, 1)))
     expected = reference.balance_loss(
         np.asarray(x_ND, np.float64), np.asarray(router_DE, np.float64).T[:5], 2
     )
-    loss = routers.balance_loss(jax.tree.map(lambda each: each[None], sums), np.array([5]))
+    loss = load_balancing.balance_loss(jax.tree.map(lambda each: each[None], sums), np.array([5]))
     np.testing.assert_allclose(loss, [expected], rtol=1e-5)
 
 
@@ -119,9 +119,9 @@ def test_a_bias_balances_the_load():
     @jax.jit
     def step(frozen):
         routing = adapter.router.route(logits_NE, frozen['q'][BALANCE_BIAS])
-        sums = routers.sum_by_group(routing, jnp.ones((400, 1)))
+        sums = load_balancing.sum_by_group(routing, jnp.ones((400, 1)))
         routing = {'q': jax.tree.map(lambda each: each[None], sums)}
-        return update_biases(adapter, frozen, routing), routers.expert_load(sums).max()
+        return update_biases(adapter, frozen, routing), load_balancing.expert_load(sums).max()
 
     frozen, first = step(frozen)
     for _ in range(200):
@@ -141,26 +141,30 @@ def test_router_computes_in_float32_on_bfloat16_input():
 
 def test_balance_loss_equals_its_definition():
     x_ND, router_DE, routing = routed()
-    sums = routers.sum_by_group(routing, jnp.ones((40, 1)))
+    sums = load_balancing.sum_by_group(routing, jnp.ones((40, 1)))
     expected = reference.balance_loss(
         np.asarray(x_ND, np.float64), np.asarray(router_DE, np.float64).T, 2
     )
-    np.testing.assert_allclose(routers.balance_loss(sums), expected, rtol=1e-5)
+    np.testing.assert_allclose(load_balancing.balance_loss(sums), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('top_k', [1, 2, 4])
 def test_balanced_routing_has_loss_one_and_collapse_has_experts_over_k(top_k):
     even = jnp.full((1, 8), 5.0)
-    assert routers.balance_loss(routers.RoutingSums(even, even, even)) == pytest.approx(1)
+    assert load_balancing.balance_loss(
+        load_balancing.RoutingSums(even, even, even)
+    ) == pytest.approx(1)
     collapsed = jnp.where(jnp.arange(8) < top_k, 5.0, 0.0)[None]
-    collapse = routers.balance_loss(routers.RoutingSums(collapsed, collapsed, collapsed))
+    collapse = load_balancing.balance_loss(
+        load_balancing.RoutingSums(collapsed, collapsed, collapsed)
+    )
     assert collapse == pytest.approx(8 / top_k)
 
 
 def test_layers_that_collapse_on_different_experts_are_not_balanced():
     """The loss averages over routers: here four layers each use a different pair of experts."""
     load_LGE = jnp.eye(4).repeat(2, axis=1)[:, None, :]
-    loss_L = routers.balance_loss(routers.RoutingSums(load_LGE, load_LGE, load_LGE))
+    loss_L = load_balancing.balance_loss(load_balancing.RoutingSums(load_LGE, load_LGE, load_LGE))
     np.testing.assert_allclose(loss_L, 4)
 
 
@@ -169,7 +173,7 @@ def test_balance_loss_pushes_probability_away_from_the_busy_expert():
 
     def loss(router_DE):
         routing = route(logits(x_ND, router_DE), 2)
-        return routers.balance_loss(routers.sum_by_group(routing, jnp.ones((40, 1))))
+        return load_balancing.balance_loss(load_balancing.sum_by_group(routing, jnp.ones((40, 1))))
 
     before, gradient = loss(router_DE), jax.grad(loss)(router_DE)
     assert np.abs(gradient).max() > 0
@@ -179,8 +183,8 @@ def test_balance_loss_pushes_probability_away_from_the_busy_expert():
 def test_padding_does_not_count():
     x_ND, router_DE, routing = routed()
     real = jnp.asarray(np.arange(40) < 25, jnp.float32)[:, None]
-    masked = routers.sum_by_group(routing, real)
-    alone = routers.sum_by_group(route(logits(x_ND[:25], router_DE), 2), jnp.ones((25, 1)))
+    masked = load_balancing.sum_by_group(routing, real)
+    alone = load_balancing.sum_by_group(route(logits(x_ND[:25], router_DE), 2), jnp.ones((25, 1)))
     for found, expected in zip(masked, alone, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -188,7 +192,7 @@ def test_padding_does_not_count():
 def test_sums_are_kept_apart_by_group():
     _, _, routing = routed()
     groups_NG = jax.nn.one_hot(jnp.arange(40) % 3, 3)
-    sums = routers.sum_by_group(routing, groups_NG)
+    sums = load_balancing.sum_by_group(routing, groups_NG)
     for group in range(3):
         own = np.arange(40) % 3 == group
         for found, each in zip(
@@ -200,9 +204,11 @@ def test_sums_are_kept_apart_by_group():
 
 
 def test_statistics_of_known_loads():
-    assert routers.effective_experts(jnp.full(8, 1 / 8)) == pytest.approx(8, rel=1e-5)
-    assert routers.effective_experts(jnp.asarray([1.0, 0, 0, 0])) == pytest.approx(1)
-    assert routers.effective_experts(jnp.asarray([0.5, 0.5, 0, 0])) == pytest.approx(2, rel=1e-5)
+    assert load_balancing.effective_experts(jnp.full(8, 1 / 8)) == pytest.approx(8, rel=1e-5)
+    assert load_balancing.effective_experts(jnp.asarray([1.0, 0, 0, 0])) == pytest.approx(1)
+    assert load_balancing.effective_experts(jnp.asarray([0.5, 0.5, 0, 0])) == pytest.approx(
+        2, rel=1e-5
+    )
 
 
 def test_each_token_is_routed_for_itself():

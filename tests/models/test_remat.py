@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from malora_jax.adapters.load_balancing import mean_balance_loss
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import REMAT_POLICIES
-from malora_jax.training.step import losses, mean_balance_loss
+from malora_jax.training.step import losses
 from tests.helpers.jaxprs import equations
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 

@@ -8,13 +8,14 @@ import optax
 import pytest
 
 from malora_jax.adapters import AdapterConfig, method, trees
+from malora_jax.adapters.load_balancing import mean_balance_loss
 from malora_jax.models import Decoder, preset
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.accumulation import accumulate_gradients
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import memory_bytes
 from malora_jax.training.state import create_state
-from malora_jax.training.step import abstract_batch, losses, make_train_step, mean_balance_loss
+from malora_jax.training.step import abstract_batch, losses, make_train_step
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 from tests.helpers.steps import (
     ADAMW,

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from malora_jax.adapters import trees
+from malora_jax.adapters.load_balancing import mean_balance_loss
 from malora_jax.models import Decoder
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -15,7 +16,6 @@ from malora_jax.training.step import (
     losses,
     make_gradient_function,
     make_train_step,
-    mean_balance_loss,
 )
 from tests.helpers.jaxprs import equations
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
