@@ -150,10 +150,10 @@ def _root_inputs(leaves: Mapping[str, Any]) -> float:
 def singular_directions(kernel_DF: np.ndarray, indices_P: np.ndarray) -> SingularDirections:
     """Return some singular directions of a kernel.
 
-    They come from the eigenvectors of W Wᵀ or Wᵀ W, whichever is smaller, in float64. This takes a
-    fifth of the time of a float32 SVD of W. Eigenvalues are squares of singular values; float64
-    leaves them as many digits as float32 has, if they are at least 1e-4 of the largest. Directions
-    without a singular value above the rounding errors are zero.
+    They come from the eigenvectors of W Wᵀ or Wᵀ W, whichever is smaller, in float64. This takes
+    less than half the time of a float32 SVD of W. Eigenvalues are squares of singular values, but
+    float64 leaves singular values of at least 1e-4 of the largest as many digits as float32 has.
+    Directions without a singular value above the rounding errors are zero.
 
     The sign of each pair of vectors is arbitrary. It is chosen so that the largest entry of `right`
     is positive.
