@@ -4,15 +4,15 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from malora_jax.adapters import METHODS, method
+from malora_jax.adapters import method
 from malora_jax.adapters.methods import settings_of
 
 
 def base_config(method_name: str) -> ConfigDict:
     """Return a config with a method's settings and the paper's hyperparameters, without a task.
 
-    By default, adapter.alpha is 2 · adapter.rank, unless the method sets it. If only the rank is
-    overridden, alpha is computed from the new rank.
+    By default, adapter.alpha is 2 · adapter.rank. If only the rank is overridden, alpha is computed
+    from the new rank.
 
     Args:
         method_name: Name of the method, a key of `adapters.METHODS`.
@@ -29,9 +29,9 @@ def base_config(method_name: str) -> ConfigDict:
     config.model.attention = 'auto'  # Attention backend; or 'xla', 'splash' (TPU), 'triton' (GPU).
 
     settings = dataclasses.asdict(settings_of(method(method_name)))
+    del settings['alpha']
     config.adapter = ConfigDict(settings)
-    if 'alpha' not in METHODS[method_name]:
-        config.adapter.alpha = config.adapter.get_ref('rank').to_float() * 2.0
+    config.adapter.alpha = config.adapter.get_ref('rank').to_float() * 2.0
 
     config.data = ConfigDict()
     config.data.weights = ()  # Sampling weights of tasks; () = task size ** size_exponent.

@@ -42,8 +42,8 @@ class SingularDirections(NamedTuple):
 class GOAT(Structure):
     """Independent experts that start from singular directions of the frozen kernel W.
 
-    The update is √n (Σ_t G_t B_t A_t - 1/E Σ_t B_t⁰ A_t⁰) x, where expert t has the gate G_t, and n
-    is the number of inputs. The initial values A_t⁰ and B_t⁰ hold singular directions of W, so they
+    The update is c (Σ_t G_t B_t A_t - 1/E Σ_t B_t⁰ A_t⁰) x, where expert t has the gate G_t. Times
+    the scale α / R, c = √(3 D / R) / 2 is the paper's s = √(3 η D / R) with η = (α / 2R)². The initial values A_t⁰ and B_t⁰ hold singular directions of W, so they
     depend on the kernel; `start_leaves` computes them. They are kept in the frozen parameters
     `residual_down` and `residual_up`. If the gates are 1/E on average, the update is zero on
     average at the start.
@@ -107,7 +107,7 @@ class GOAT(Structure):
     def start_leaves(self, directions: SingularDirections, scale: float) -> dict[str, np.ndarray]:
         """Return the parameters that depend on the kernel: A_t = √(σ / (s ρ)) Vᵀ, B_t alike with U.
 
-        s = scale · √n is the factor of the update, so that s B_t A_t is a part of W, divided by ρ.
+        s = scale · c is the factor of the update, so that s B_t A_t is a part of W, divided by ρ.
 
         Args:
             directions: Singular directions of the kernels of L layers, at `segment_indices`.
@@ -117,7 +117,7 @@ class GOAT(Structure):
             Float32 parameters of one linear layer in all layers, (L, ...), by name.
         """
         E, R, (L, D, _) = self.num_experts, self.rank, directions.left.shape
-        root_LP = np.sqrt(directions.sigma / np.float32(scale * math.sqrt(D) * _RHO))
+        root_LP = np.sqrt(directions.sigma / np.float32(scale * self._factor_of(D) * _RHO))
         down_LDP, up_LPF = (
             directions.left * root_LP[:, None],
             root_LP[:, :, None] * directions.right,
@@ -129,22 +129,24 @@ class GOAT(Structure):
     def update(
         self, projected_NQ: jax.Array, leaves: Leaves, gates_NE: jax.Array | None, scale: jax.Array
     ) -> jax.Array:
-        """Return scale · √n Σ_t G_t B_t A_t x, (N, F), without the residual."""
-        return super().update(projected_NQ, leaves, gates_NE, scale * _root_inputs(leaves))
+        """Return scale · c Σ_t G_t B_t A_t x, (N, F), without the residual."""
+        return super().update(projected_NQ, leaves, gates_NE, scale * self._factor(leaves))
 
     def projections(self, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return the down-projection A_t and the up-projection √n B_t of each expert t."""
-        return leaves['down'], _root_inputs(leaves) * leaves['up']
+        """Return the down-projection A_t and the up-projection c B_t of each expert t."""
+        return leaves['down'], self._factor(leaves) * leaves['up']
 
     def residual(self, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return A_t⁰ and -√n/E B_t⁰ of each expert t."""
-        factor = -_root_inputs(leaves) / self.num_experts
+        """Return A_t⁰ and -c/E B_t⁰ of each expert t."""
+        factor = -self._factor(leaves) / self.num_experts
         return leaves['residual_down'], factor * leaves['residual_up']
 
+    def _factor(self, leaves: Mapping[str, Any]) -> float:
+        """Return c = √(3 D / R) / 2."""
+        return self._factor_of(leaves['down'].shape[-2])
 
-def _root_inputs(leaves: Mapping[str, Any]) -> float:
-    """Return √n, with n for the number of inputs."""
-    return math.sqrt(leaves['down'].shape[-2])
+    def _factor_of(self, inputs: int) -> float:
+        return math.sqrt(3 * inputs / self.rank) / 2
 
 
 def singular_directions(kernel_DF: np.ndarray, indices_P: np.ndarray) -> SingularDirections:

@@ -347,10 +347,7 @@ METHODS: dict[str, dict[str, Any]] = {
         num_up_experts=8,
         similarity_weight=1e-4,
     ),
-    # α = √(3 η) with η = 1. The update is multiplied by α √(n / r): √n is part of the structure.
-    'goat': dict(
-        _TOP2_OF_8, rank=8, start='svd', renormalize=True, rank_stabilized=True, alpha=3**0.5
-    ),
+    'goat': dict(_TOP2_OF_8, rank=8, start='svd', renormalize=True),
     # The methods molora and malora with token dispatch, as in the paper.
     'molora_dispatch': dict(_TOP2_OF_8, rank=8, dispatch=True),
     'malora_dispatch': dict(_TOP2_OF_8, rank=12, shared_rank=32, dispatch=True),

@@ -21,8 +21,14 @@ from tests.export.helpers import restored_model, tiny_base
 from tests.helpers import reference
 from tests.helpers.models import STRUCTURES, small_method, tiny_model
 
-# No other program has a second router, as D²MoRA does.
-ROUTED = [name for name in STRUCTURES if small_method(name).has_router and name != 'd2mora']
+# Other programs know neither a second router, as D²MoRA has, nor other scores than a softmax.
+ROUTED = [
+    name
+    for name in STRUCTURES
+    if small_method(name).has_router
+    and small_method(name).router.scores == 'softmax'
+    and name != 'd2mora'
+]
 # Equal gates need a load-balancing loss.
 CASES = [
     (name, changes)
@@ -225,6 +231,8 @@ def test_the_base_is_named_by_its_weights(base, weights, name):
         ('lora', {}, 'lora is a single LoRA, not a routed mixture: use --format=peft, merged or '),
         ('malora', {'step': 0}, 'The run has made 0 steps and its update is zero'),
         ('d2mora', {}, 'd2mora cannot be exported as (transformers|vllm): a second router weights'),
+        *((name, {}, 'needs the gates of a softmax') for name in ('adamole', 'smora', 'flylora')),
+        ('malora', {'bias_rate': 0.1}, 'needs the gates of a softmax without a bias'),
     ],
 )
 def test_mistakes(base, tmp_path, name, changes, message):

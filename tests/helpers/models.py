@@ -85,7 +85,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     'comol': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
     'd2mora': dict(num_experts=4, top_k=4, rank=3, num_up_experts=8),
     # With 64 inputs, the factor of the update is about 1, because its gates sum to one.
-    'goat': dict(num_experts=4, rank=3, alpha=0.2),
+    'goat': dict(num_experts=4, rank=3, alpha=0.7),
     'molora_dispatch': dict(num_experts=4, rank=3),
     'malora_dispatch': dict(num_experts=4, rank=4, shared_rank=9),
 }

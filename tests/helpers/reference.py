@@ -35,8 +35,10 @@ def expert_matrix(t, leaves, config: AdapterConfig):
     """
     settings = settings_of(config)
     if settings.start == 'svd':
-        # √n B_t A_t: s = α √(n / r) is α / √r, the scale, times √n.
-        return np.sqrt(len(leaves['down'][t])) * leaves['up'][t].T @ leaves['down'][t].T
+        # s B_t A_t, divided by the scale; s = √(3 η n / r) with √η = α / (2 r).
+        n, r = leaves['down'][t].shape
+        s = np.sqrt(3 * (config.alpha / (2 * r)) ** 2 * n / r)
+        return s / scale(config) * leaves['up'][t].T @ leaves['down'][t].T
     if not settings.shared_rank:
         return leaves['up'][t].T @ leaves['down'][t].T  # B_t A_t
     match settings.subspace:

@@ -68,7 +68,7 @@ def test_leaves_of_every_layer_are_those_of_its_kernel(tiny_weights, quantize):
         leaves = trees.linear_leaves(state.variables(params), target)
         for layer, kernel_DF in enumerate(kernels(params, target, quantize)):
             U, sigma, Vt = np.linalg.svd(kernel_DF.T, full_matrices=False)
-            s = 0.2 * np.sqrt(len(kernel_DF) / R)
+            s = np.sqrt(3 * (0.7 / (2 * R)) ** 2 * len(kernel_DF) / R)
             for t in range(E):
                 first = t * (len(sigma) // E)
                 part = U[:, first : first + R] * sigma[first : first + R] @ Vt[first : first + R]
