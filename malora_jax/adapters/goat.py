@@ -43,10 +43,11 @@ class GOAT(Structure):
     """Independent experts that start from singular directions of the frozen kernel W.
 
     The update is c (Σ_t G_t B_t A_t - 1/E Σ_t B_t⁰ A_t⁰) x, where expert t has the gate G_t. Times
-    the scale α / R, c = √(3 D / R) / 2 is the paper's s = √(3 η D / R) with η = (α / 2R)². The initial values A_t⁰ and B_t⁰ hold singular directions of W, so they
-    depend on the kernel; `start_leaves` computes them. They are kept in the frozen parameters
-    `residual_down` and `residual_up`. If the gates are 1/E on average, the update is zero on
-    average at the start.
+    the scale α / R, c = √(3 D / R) / 2 is the paper's s = √(3 η D / R) with η = (α / 2R)².
+
+    The initial values A_t⁰ and B_t⁰ hold singular directions of W, so they depend on the kernel;
+    `start_leaves` computes them. They are kept in the frozen parameters `residual_down` and
+    `residual_up`. If the gates are 1/E on average, the update is zero on average at the start.
 
     `initialize` has no kernel. It sets B_t and the residual to zero.
     """

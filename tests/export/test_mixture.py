@@ -232,7 +232,6 @@ def test_the_base_is_named_by_its_weights(base, weights, name):
         ('malora', {'step': 0}, 'The run has made 0 steps and its update is zero'),
         ('d2mora', {}, 'd2mora cannot be exported as (transformers|vllm): a second router weights'),
         *((name, {}, 'needs the gates of a softmax') for name in ('adamole', 'smora', 'flylora')),
-        ('malora', {'bias_rate': 0.1}, 'needs the gates of a softmax without a bias'),
     ],
 )
 def test_mistakes(base, tmp_path, name, changes, message):
