@@ -41,6 +41,7 @@ PARAMETER_KINDS = {
     'core': ('core', 'cores, P'),
     'up': ('up', 'up-projections, B'),
     'shared_up': ('up', 'shared subspace, S_B'),
+    'task_weights': ('router', 'weights of tasks'),
     'magnitude': ('magnitude', 'magnitudes'),
 }
 

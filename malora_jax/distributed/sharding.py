@@ -38,6 +38,7 @@ LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     'expert': ('expert',),
     'rank': (),
     'shared_rank': (),
+    'task': (),
 }
 GATHERED = 'gathered'
 

@@ -16,6 +16,7 @@ from malora_jax.evaluation import runner
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.base_model import LoadedBase, load_base
+from malora_jax.models.task_lora import task_lora
 from malora_jax.training.config import RunConfig
 from malora_jax.training.held_out_loss import held_out_losses
 from malora_jax.training.hyperparameters import Hyperparameters
@@ -222,8 +223,19 @@ class Setup:
             description: Text of the progress bar.
         """
         model, variables = self._adapted_or_base(variables)
+        if model.adapter is None or not model.adapter.tasks:
+            eval_model = self._eval_model(model, variables)
+            return runner.answer_held_out(eval_model, self.splits, description)
+        answers = []
+        for split in self.splits:
+            name = split.task_name
+            eval_model = self._eval_model(*task_lora(model, variables, name))
+            answers += runner.answer_held_out(eval_model, [split], f'{description} {name}')
+        return answers
+
+    def _eval_model(self, model: Decoder, variables: Any) -> runner.EvalModel:
         evaluation = self.run.evaluation
-        eval_model = runner.EvalModel(
+        return runner.EvalModel(
             self.generator(model),
             variables,
             self.base.tokenizer,
@@ -232,7 +244,6 @@ class Setup:
             evaluation.temperature,
             self.run.seed,
         )
-        return runner.answer_held_out(eval_model, self.splits, description)
 
     def scoring_record(self, split: data.TaskSplit) -> dict[str, Any]:
         """Return the settings with which a task's held-out questions are answered and scored.
@@ -364,7 +375,7 @@ def _make_splits(run: RunConfig) -> list[data.TaskSplit]:
     """Return the splits of all tasks that are trained on or scored; tasks from files come last."""
     section, files = run.data, {task.name: task for task in run.data.file_tasks}
     trained = {*section.tasks, *files}
-    names = dict.fromkeys([*section.tasks, *run.evaluation.tasks, *files])
+    names = run.task_names
     scored = set(run.evaluation.tasks or names)
     store = section.store
 
