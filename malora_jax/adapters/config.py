@@ -264,6 +264,14 @@ class AdapterConfig:
         one = Axis('', 1)
         return (*self.axes(one, one), *self.structure.kernel_dependent)
 
+    def missing_task(self) -> errors.UserError:
+        """Return the error that tokens have no task, although each task has parameters."""
+        return errors.UserError(
+            f'The adapter has parameters for each task ({", ".join(self.tasks)}): choose one with '
+            '--task=NAME of experiments.generate or experiments.export, or with the argument task '
+            'of malora_jax.load.'
+        )
+
     def collection(self, name: str) -> str:
         """Return the Flax collection of a parameter: 'adapter', or 'adapter_frozen'.
 

@@ -198,10 +198,7 @@ class LowRankExperts(nn.Module):
         if groups_NG is None and self.is_mutable_collection(self.config.collection('up')):
             return jnp.zeros((num_tokens, len(tasks)))
         if groups_NG is None or groups_NG.shape[1] != len(tasks):
-            raise errors.UserError(
-                f'The adapter has parameters for each of its tasks ({", ".join(tasks)}): pass the '
-                "task of each token, or choose a task's LoRA with `task_lora`."
-            )
+            raise self.config.missing_task()
         return groups_NG
 
     def _dispatch_update(

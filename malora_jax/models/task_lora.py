@@ -34,9 +34,7 @@ def task_lora(model: Decoder, variables: Any, task: str = '') -> tuple[Decoder, 
     if adapter is None or not tasks:
         return model, variables
     if not task and len(tasks) > 1:
-        raise errors.UserError(
-            f'The model has parameters for each task: name one of {", ".join(tasks)} as the task.'
-        )
+        raise adapter.missing_task()
     if task and task not in tasks:
         raise errors.unknown_name('task', task, tasks)
     lora = model.clone(

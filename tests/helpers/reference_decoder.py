@@ -93,9 +93,15 @@ class ReferenceDecoder:
         self.fixed_norms = fixed_norms or {}
 
     def __call__(
-        self, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        segments: np.ndarray,
+        tasks: np.ndarray | None = None,
     ) -> ReferenceOutputs:
-        """Run the decoder on packed rows; all arguments are (B, T)."""
+        """Run the decoder on packed rows; all arguments are (B, T), and all tasks 0 by default."""
+        tasks = np.zeros_like(tokens) if tasks is None else tasks
+        self.tasks = np.where(segments > 0, tasks, -1).reshape(-1)
         self.routings, self.projected, self.norms = {}, {}, {}
         weights, shape = self.weights, tokens.shape
         x = weights['embedding'][tokens.reshape(-1)]
@@ -113,7 +119,8 @@ class ReferenceDecoder:
 
     def loss(self, batch: dict[str, np.ndarray]) -> ReferenceLosses:
         """Return the losses of packed rows; padding does not count in the load-balancing loss."""
-        outputs = self(batch['inputs'], batch['positions'], batch['segment_ids'])
+        arrays = (batch[key] for key in ('inputs', 'positions', 'segment_ids', 'task_ids'))
+        outputs = self(*arrays)
         logits, mask = outputs.logits, batch['loss_mask']
         top = logits.max(axis=-1, keepdims=True)
         log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
@@ -150,7 +157,9 @@ class ReferenceDecoder:
         y = x @ W.T
         if adapter is not None and name in adapter.targets:
             adapter, leaves = self._of_layer(adapter, leaves, int(path.split('/')[1]))
-            routings = [reference.token_routing(each, each, leaves, adapter) for each in x]
+            routings = None
+            if not adapter.tasks:
+                routings = [reference.token_routing(each, each, leaves, adapter) for each in x]
             if adapter.has_router:
                 self.routings[path] = routings
             elif 'down' in leaves:
@@ -158,7 +167,7 @@ class ReferenceDecoder:
             if adapter.structure.kernel_dependent:
                 self.norms[path] = reference.column_norms(W, leaves, adapter)
             norms = self.fixed_norms.get(path)
-            y = reference.adapted_linear(x, W, leaves, adapter, norms, routings)
+            y = reference.adapted_linear(x, W, leaves, adapter, norms, routings, self.tasks)
         return y + leaves['bias'] if 'bias' in leaves else y
 
     def _of_layer(

@@ -64,6 +64,7 @@ LEAVES = {
     'smora': ({'router', 'shared_down', 'shared_up'}, {'balance_bias'}),
     'flylora': ({'shared_up'}, {'shared_down', 'balance_bias'}),
     'align_lora': ({'down', 'up'}, set()),
+    'mtl_lora': ({'shared_down', 'core', 'up', 'task_weights'}, set()),
     'moslora': ({'shared_down', 'core', 'shared_up'}, set()),
     'comol': ({'router', 'shared_down', 'core', 'shared_up'}, set()),
     'molora_dispatch': ({'router', 'down', 'up'}, set()),
