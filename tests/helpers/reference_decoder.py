@@ -243,11 +243,12 @@ def choice_scores(outputs: ReferenceOutputs, segments: np.ndarray) -> np.ndarray
 def routing_margin(choice_ME: np.ndarray, router: RouterConfig) -> float:
     """Return the smallest gap in score between the last chosen and the first other expert.
 
-    With a threshold, this is the smallest distance of a score from zero.
+    With a threshold, this is the smallest distance of a score from zero. It is infinite if no
+    token chooses.
     """
     if router.scores == 'threshold':
         return np.abs(choice_ME).min()
-    if choice_ME.shape[-1] == router.top_k:
+    if not len(choice_ME) or choice_ME.shape[-1] == router.top_k:
         return np.inf
     ordered = -np.sort(-choice_ME, axis=-1)
     return (ordered[:, router.top_k - 1] - ordered[:, router.top_k]).min()

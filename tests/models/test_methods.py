@@ -141,7 +141,7 @@ def test_jit_changes_nothing(name):
     model, variables = decided(name)
     compiled = np.asarray(hidden_states(model, variables, *ARRAYS))[REAL]
     with jax.disable_jit():
-        groups_NG = groups_of(model, np.zeros_like(REAL))
+        groups_NG = groups_of(model, np.zeros(REAL.shape, int))
         plain = np.asarray(model.apply(variables, *ARRAYS, groups_NG)[0])[REAL]
     np.testing.assert_allclose(plain, compiled, rtol=0, atol=3e-5)
 
