@@ -230,9 +230,7 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         bias_rate=router.bias_rate,
         start=adapter.initialization.start,
         tasks=adapter.tasks,
-        task_temperature=(
-            structure.temperature if isinstance(structure, TaskExperts) else 1.0
-        ),
+        task_temperature=(structure.temperature if isinstance(structure, TaskExperts) else 1.0),
     )
 
 

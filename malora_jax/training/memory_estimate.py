@@ -216,8 +216,7 @@ def _saved_bytes(model: Decoder, rows: int, sequence_length: int) -> int:
     The saved arrays include weights, whose size does not depend on the number of rows. Callers
     subtract the bytes for one row from the bytes for two rows, which removes the weights.
     """
-
-    num_tasks = len(model.adapter.tasks) or 1 if model.adapter else 1
+    num_tasks = max(1, len(model.adapter.tasks if model.adapter else ()))
 
     def backward(variables: Any, batch: Any, key: jax.Array) -> Any:
         def loss(adapter: Any) -> jax.Array:

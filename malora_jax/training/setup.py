@@ -222,20 +222,23 @@ class Setup:
             variables: Collections of the adapted model; None for the base model alone.
             description: Text of the progress bar.
         """
-        model, variables = self._adapted_or_base(variables)
+        model = self.model
+        if not variables:
+            model = Decoder(self.run.model, attention=self.run.attention)
+            variables = {'params': self.base.params}
         if model.adapter is None or not model.adapter.tasks:
-            eval_model = self._eval_model(model, variables)
-            return runner.answer_held_out(eval_model, self.splits, description)
+            return self._answer(model, variables, self.splits, description)
         answers = []
-        for split in self.splits:
-            name = split.task_name
-            eval_model = self._eval_model(*task_lora(model, variables, name))
-            answers += runner.answer_held_out(eval_model, [split], f'{description} {name}')
+        for split in (split for split in self.splits if split.held_out):
+            own = task_lora(model, variables, split.task_name)
+            answers += self._answer(*own, [split], description)
         return answers
 
-    def _eval_model(self, model: Decoder, variables: Any) -> runner.EvalModel:
+    def _answer(
+        self, model: Decoder, variables: Any, splits: Sequence[data.TaskSplit], description: str
+    ) -> list[runner.Answer]:
         evaluation = self.run.evaluation
-        return runner.EvalModel(
+        eval_model = runner.EvalModel(
             self.generator(model),
             variables,
             self.base.tokenizer,
@@ -244,6 +247,7 @@ class Setup:
             evaluation.temperature,
             self.run.seed,
         )
+        return runner.answer_held_out(eval_model, splits, description)
 
     def scoring_record(self, split: data.TaskSplit) -> dict[str, Any]:
         """Return the settings with which a task's held-out questions are answered and scored.
@@ -259,12 +263,6 @@ class Setup:
             ),
             **runner.scoring_environment(scoring),
         }
-
-    def _adapted_or_base(self, variables: Any | None) -> tuple[Decoder, Any]:
-        if variables:
-            return self.model, variables
-        model = Decoder(self.run.model, attention=self.run.attention)
-        return model, {'params': self.base.params}
 
 
 def build_setup(run: RunConfig, base: LoadedBase | None = None) -> Setup:

@@ -76,7 +76,7 @@ def test_methods_differ():
         ('adamole', {'dispatch': True}, 'dispatch is True; it must be False unless num_experts >'),
         ('mtl_lora', {'rank': 8}, 'shared_rank is 30; it must be equal to rank (8) if subspace'),
         ('mtl_lora', {'top_k': 2}, 'top_k is 2; it must be equal to num_experts (3) if subspace'),
-        ('mtl_lora', {'renormalize': True}, "renormalize is True; it must be False if subspace is"),
+        ('mtl_lora', {'renormalize': True}, 'renormalize is True; it must be False if subspace is'),
         ('mtl_lora', {'tasks': ('a', 'a')}, 'it must be distinct names'),
         ('mtl_lora', {'task_temperature': 0.0}, 'task_temperature is 0.0; it must be positive'),
         ('mtl_lora', {'dispatch': True}, 'dispatch is True; it must be False unless num_experts'),

@@ -82,9 +82,12 @@ def adapters(draw) -> AdapterConfig:
     num_experts, rank = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     top_k = draw(st.integers(1, num_experts))
     subspace = draw(st.sampled_from([None, *SUBSPACES]))
+    if subspace == 'ranks':
+        rank = 1
     shared_rank = {
         None: 0,
         'own': num_experts * draw(st.integers(1, 2)),
+        'ranks': num_experts,
         **dict.fromkeys(('heads', 'tails', 'both', 'tasks'), rank),
     }.get(subspace, rank + draw(st.integers(0, 3)))
     if subspace == 'tasks':
