@@ -314,7 +314,9 @@ def test_every_config_builds_a_model(name, method_name):
     config = filled(name, method_name)
     if (name, method_name) == ('inter_domain', 'mtl_lora'):
         # The adapter has no parameters for tasks that are only scored.
-        with pytest.raises(UserError, match=r'evaluation.tasks is .* it must be \(\) or tasks that'):
+        with pytest.raises(
+            UserError, match=r'evaluation.tasks is .* it must be \(\) or tasks that'
+        ):
             run_config(config)
         config['evaluation']['tasks'] = ()
     run = run_config(config)
