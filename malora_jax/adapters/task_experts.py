@@ -67,10 +67,20 @@ class TaskExperts(HydraLoRA):
         key, weights_key = jax.random.split(key)
         return {
             'shared_down': initializers.kaiming_uniform(key, (inputs, R)),
-            'core': jnp.tile(jnp.eye(R)[None], (T, 1, 1)),
+            'core': self._identities(),
             'up': jnp.zeros((E, R, outputs)),
             'task_weights': initializers.kaiming_uniform(weights_key, (E, T)).T,
         }
+
+    def factors_from_lora(
+        self, fresh: Leaves, down_DR: jax.Array, beta: float
+    ) -> dict[str, jax.Array]:
+        """Return the shared A, whose first rows are the trained LoRA's, and cores that keep A x."""
+        return super().factors_from_lora(fresh, down_DR, beta) | {'core': self._identities()}
+
+    def _identities(self) -> jax.Array:
+        """Return an identity matrix for each task, (T, R, R)."""
+        return jnp.tile(jnp.eye(self.rank)[None], (len(self.tasks), 1, 1))
 
     def of_tasks(
         self, projected_NR: jax.Array, leaves: Leaves, tasks_NT: jax.Array

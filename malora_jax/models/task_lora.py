@@ -1,6 +1,5 @@
 """The LoRA of one task, from an adapter that has parameters for each task (MTL-LoRA)."""
 
-import functools
 from typing import Any
 
 import jax
@@ -47,12 +46,10 @@ def task_lora(model: Decoder, variables: Any, task: str = '') -> tuple[Decoder, 
             targets=adapter.targets,
         )
     )
-    project = jax.jit(
-        functools.partial(_lora_leaves, model),
-        out_shardings=sharding.shardings(abstract_variables(lora)['adapter']),
-    )
+    shardings = sharding.shardings(abstract_variables(lora)['adapter'])
+    project = jax.jit(_lora_leaves, static_argnums=0, out_shardings=shardings)
     trained = {name: leaves for name, leaves in variables.items() if name != 'params'}
-    leaves = project(trained, tasks.index(task) if task else 0)
+    leaves = project(model, trained, tasks.index(task) if task else 0)
     return lora, {'params': variables['params'], 'adapter': leaves}
 
 

@@ -43,6 +43,7 @@ def leaves_and_inputs():
 
 def update(leaves, x_ND, tasks_N=TASK_N, config=CONFIG):
     groups_NT = jax.nn.one_hot(tasks_N, len(TASKS), dtype=jnp.float32)
+    leaves, x_ND = jax.tree.map(jnp.asarray, (leaves, x_ND))
     experts = LowRankExperts(config, OUTPUTS)
     return experts.apply({'adapter': leaves}, x_ND, None, groups_NT)
 
@@ -123,7 +124,7 @@ def test_projections_are_the_lora_of_each_task():
 
 
 def test_tokens_without_tasks_are_refused():
-    leaves, x_ND, _ = leaves_and_inputs()
+    leaves, x_ND, _ = jax.tree.map(jnp.asarray, leaves_and_inputs())
     message = re.escape('has parameters for each task (a, b, c, d): choose one with --task=NAME')
     for groups in (None, jnp.ones((len(x_ND), 2))):
         with pytest.raises(UserError, match=message):
