@@ -76,7 +76,7 @@ def test_an_exported_adapter_becomes_the_same_model(base, tmp_path, name):
 )
 def test_parameters_of_tasks_are_not_given_to_others(base, tmp_path, method, changes):
     write_adapter(restored_model('mtl_lora', *base), tmp_path / 'out')
-    with pytest.raises(UserError, match='of the tasks one, two, in this order, and this run h'):
+    with pytest.raises(UserError, match='of the tasks one, two, in this order, and this run has'):
         started(tmp_path / 'out', base, tiny_model(small_method(method, **changes)))
 
 
