@@ -20,6 +20,9 @@ Formats:
                   --task. The LoRA represents the mean update exactly, unless --rank truncates it to
                   a lower rank by a singular value decomposition
 
+A method with parameters for each task (MTL-LoRA) is a LoRA for each task: with --task=NAME, the
+formats adapter, peft and merged export the one of this task.
+
 Examples:
     python -m experiments.export --workdir=runs/quickstart --format=adapter --output=exports/malora
     python -m experiments.export --workdir=runs/quickstart --format=static --output=exports/static
@@ -81,7 +84,8 @@ _TASK = flags.DEFINE_string(
     'task',
     '',
     'With --format=static: name of a task. Each expert is weighted by its mean gate over the '
-    "training examples of this task; '' = over those of all tasks.",
+    "training examples of this task; '' = over those of all tasks. With adapter, peft and merged: "
+    'name of the task whose LoRA is exported, if the method has parameters for each task.',
 )
 _RANK = flags.DEFINE_integer(
     'rank',
@@ -115,6 +119,8 @@ def main() -> None:
         transformers_mixture.write_transformers_mixture(trained, output, _ADAPTER_ONLY.value)
     else:
         trained = saved.load()
+        if _TASK.value or _FORMAT.value in ('peft', 'merged'):
+            trained = trained.for_task(_TASK.value)
         _WRITERS[_FORMAT.value](trained, output)
     size = sum(file.stat().st_size for file in output.iterdir())
     model, steps = trained.model.config.name, f'after {trained.step:,} steps'
@@ -142,8 +148,10 @@ def _check_flags(workdir: pathlib.Path) -> None:
             f'The run in {workdir} has not finished: there is no results.json. Resume it, or '
             'export it as it is with --unfinished.'
         )
-    if _FORMAT.value != 'static' and (_TASK.value or _RANK.value):
+    if _FORMAT.value != 'static' and _RANK.value:
         raise UserError('--task and --rank are for --format=static.')
+    if _FORMAT.value in ('base', 'transformers', 'vllm') and _TASK.value:
+        raise UserError('--task is for --format=static, adapter, peft and merged.')
     if _FORMAT.value != 'transformers' and _ADAPTER_ONLY.value:
         raise UserError('--adapter_only is for --format=transformers.')
 

@@ -5,7 +5,7 @@ reads a JSON Lines file whose rows have a `prompt` or `messages`, and writes the
 with an `answer` each. Answers are saved as they finish, and the same command resumes from them.
 
 Flags by group:
-    model     --workdir, --weights
+    model     --workdir, --weights, --task
     files     --input, --output, --batch_size
     sampling  --max_new_tokens, --stop, --temperature, --top_k, --top_p, --seed
 
@@ -32,6 +32,12 @@ _WORKDIR = flags.DEFINE_string(
     required=True,
 )
 _WEIGHTS = cli.define_weights_flag()
+_TASK = flags.DEFINE_string(
+    'task',
+    '',
+    "Name of the task whose parameters answer, with a method that has parameters for each task; '' "
+    'with all others.',
+)
 _INPUT = flags.DEFINE_string(
     'input',
     None,
@@ -75,8 +81,8 @@ def main() -> None:
     """Start a chat, or answer a file.
 
     Raises:
-        UserError: Only one of --input and --output is given, a sampling setting is out of range, or
-            `answer_file` refuses a file.
+        UserError: Only one of --input and --output is given, a sampling setting is out of range,
+            the task is missing or unknown, or `answer_file` refuses a file.
     """
     if (_INPUT.value is None) != (_OUTPUT.value is None):
         raise errors.UserError('--input and --output must be given together, or neither to chat.')
@@ -88,7 +94,7 @@ def main() -> None:
         tuple(_STOP.value),
         _SEED.value,
     )
-    model = inference.load(cli.flag_path(_WORKDIR), _WEIGHTS.value)
+    model = inference.load(cli.flag_path(_WORKDIR), _WEIGHTS.value, _TASK.value)
     model.batch_size = _BATCH.value
     if _INPUT.value is None or _OUTPUT.value is None:
         with shutdown.interruptible():

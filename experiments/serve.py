@@ -1,7 +1,8 @@
 r"""Serve trained models over HTTP with an OpenAI-compatible API.
 
 Serves one or more runs that share a base model, and the base model itself. Requests select a model
-by its name: the name of a run's directory, or the name of the base model. Requests: POST
+by its name: the name of a run's directory, or the name of the base model. A run whose method has
+parameters for each task is one model for each task, with the name DIRECTORY:TASK. Requests: POST
 /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health. Needs the extra `serve`:
 pip install '.[serve]'. If the environment variable MALORA_JAX_KEY is set, requests must
 carry it as their API key.

@@ -63,10 +63,12 @@ def main(config: dict[str, Any]) -> None:
     results = training.train(config, cli.flag_path(_WORKDIR), write_run_plots)
     hosts.print_on_first(format_table(results))
     workdir = shlex.quote(_WORKDIR.value)
+    tasks = results['adapter'].get('tasks', ())
+    task = f' --task={shlex.quote(tasks[0])}' if len(tasks) > 1 else ''
     hosts.print_on_first(
         commands.spell(
             f'The results are in {workdir}. Next, chat with the model, or write a report:\n'
-            f'  python -m experiments.generate --workdir={workdir}\n'
+            f'  python -m experiments.generate --workdir={workdir}{task}\n'
             f'  python -m experiments.analyze --workdir={workdir}'
         )
     )

@@ -38,9 +38,17 @@ class AdapterBank:
     Attributes:
         adapters: Settings of each adapter. A token selects one by its index; the index
             len(adapters) selects none.
+
+    Raises:
+        UserError: An adapter has parameters for each task.
     """
 
     adapters: tuple[AdapterConfig, ...]
+
+    def __post_init__(self):
+        for adapter in self.adapters:
+            if adapter.tasks:
+                raise adapter.missing_task()
 
     @property
     def has_experts_per_layer(self) -> bool:

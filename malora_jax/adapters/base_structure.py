@@ -42,6 +42,7 @@ PARAMETER_KINDS = {
     'core': ('core', 'cores, P'),
     'up': ('up', 'up-projections, B'),
     'shared_up': ('up', 'shared subspace, S_B'),
+    'task_weights': ('router', 'weights of tasks'),
     'magnitude': ('magnitude', 'magnitudes'),
     'residual_down': ('down', 'down-projections of the residual, A⁰'),
     'residual_up': ('up', 'up-projections of the residual, B⁰'),

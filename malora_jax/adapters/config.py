@@ -13,6 +13,7 @@ from malora_jax.adapters.goat import GOAT
 from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.adapters.routers import BALANCE_BIAS, RouterConfig
 from malora_jax.adapters.structures import DoRA
+from malora_jax.adapters.task_experts import TaskExperts
 
 # Linear layers of a transformer layer that can be adapted.
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
@@ -53,6 +54,7 @@ class AdapterConfig:
     Attributes:
         structure: Low-rank factors of the experts, and which of them the experts share.
         router: Settings of the top-k router. A single expert has no router: every token uses it.
+            Experts that are weighted by the task have none, either.
         alpha: LoRA's α. The update is multiplied by α / rank.
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA,
             Kalajdzievski 2023).
@@ -115,6 +117,8 @@ class AdapterConfig:
         )
         self._check_frozen()
         self._check_scores()
+        if isinstance(self.structure, TaskExperts):
+            self._check_task_experts()
         require(
             router.gates != 'equal'
             or not router.has_weight
@@ -201,7 +205,7 @@ class AdapterConfig:
             router.scores == 'softmax' or self.has_router,
             'scores',
             router.scores,
-            "'softmax' for a single expert",
+            "'softmax' without a router",
         )
         require(
             router.bias_rate == 0 or (self.has_router and router.top_k < self.num_experts),
@@ -217,6 +221,17 @@ class AdapterConfig:
             require(
                 is_of_ranks or not needs_ranks, field, value, "another unless subspace is 'ranks'"
             )
+
+    def _check_task_experts(self) -> None:
+        router = self.router
+        only = "if subspace is 'tasks', which uses all experts"
+        require(
+            router.top_k == self.num_experts,
+            'top_k',
+            router.top_k,
+            f'equal to num_experts ({self.num_experts}) {only}',
+        )
+        require(router.gates == 'softmax', 'renormalize', True, f'False {only}')
 
     def _check_frozen(self) -> None:
         trainable = [name for name in self.leaf_names if name not in self._untrained]
@@ -245,8 +260,13 @@ class AdapterConfig:
 
     @property
     def has_router(self) -> bool:
-        """True if there are several experts, among which a router chooses."""
-        return self.num_experts > 1
+        """True if there are several experts, which a router weights."""
+        return self.num_experts > 1 and not isinstance(self.structure, TaskExperts)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that have parameters of their own; () if tasks share all of them."""
+        return self.structure.tasks if isinstance(self.structure, TaskExperts) else ()
 
     def layer_experts(self, num_layers: int) -> np.ndarray:
         """Return the number of experts of each layer, (L,) int32.
@@ -284,6 +304,14 @@ class AdapterConfig:
         """Names of the adapter parameters of one linear layer, such as 'router' and 'up'."""
         one = Axis('', 1)
         return (*self.axes(one, one), *self.structure.kernel_dependent)
+
+    def missing_task(self) -> errors.UserError:
+        """Return the error that tokens have no task, although each task has parameters."""
+        return errors.UserError(
+            f'The adapter has parameters for each task ({", ".join(self.tasks)}): choose one with '
+            '--task=NAME of experiments.generate or experiments.export, or with the argument task '
+            'of malora_jax.load.'
+        )
 
     def collection(self, name: str) -> str:
         """Return the Flax collection of a parameter: 'adapter', or 'adapter_frozen'.

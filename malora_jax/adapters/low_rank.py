@@ -19,6 +19,7 @@ from malora_jax.adapters import alignment, dispatch, load_balancing, products, r
 from malora_jax.adapters.base_structure import Axis, Leaves
 from malora_jax.adapters.config import AdapterConfig
 from malora_jax.adapters.input_products import multiply_input
+from malora_jax.adapters.task_experts import TaskExperts
 from malora_jax.distributed import sharding
 
 # Flax collections of statistics that `LowRankExperts` records.
@@ -160,7 +161,8 @@ class LowRankExperts(nn.Module):
             (..., F) in the dtype of x.
 
         Raises:
-            UserError: The structure does not suit the size of the linear layer.
+            UserError: The structure does not suit the size of the linear layer, or the adapter has
+                parameters for each task and the groups are not its tasks.
         """
         x_ND = x.reshape(-1, x.shape[-1])
         after_dropout_ND = x_ND if after_dropout is None else after_dropout.reshape(x_ND.shape)
@@ -186,12 +188,16 @@ class LowRankExperts(nn.Module):
                 collection `routing` under the name `sums`; and with an alignment loss,
                 `TaskMoments` in collection `alignment` under the name `moments`; and with sampled
                 experts, the logarithm of the probability of each token's selection, (N,) float32,
-                in collection `selection` under the name `log_probability`.
+                in collection `selection` under the name `log_probability`. Needed if the adapter
+                has parameters for each task; the groups are then its tasks.
             scale: () float32, scale of the update; `config.scale` by default.
             num_experts: () int32, number of experts of this layer; all by default.
 
         Returns:
             (N, F) in the dtype of the input.
+
+        Raises:
+            UserError: The adapter has parameters for each task, and the groups are not its tasks.
         """
         scale = jnp.asarray(
             self.config.scale if scale is None else scale, projected.down_projected.dtype
@@ -200,17 +206,31 @@ class LowRankExperts(nn.Module):
             moments = alignment.task_moments(projected.down_projected, groups_NG)
             self._record('alignment', 'moments', moments)
         structure, gates_NE = self.config.structure, None
+        down_projected_NQ = projected.down_projected
+        if isinstance(structure, TaskExperts):
+            tasks_NT = self._tasks(groups_NG, len(down_projected_NQ))
+            down_projected_NQ, gates_NE = structure.of_tasks(down_projected_NQ, leaves, tasks_NT)
         if projected.logits is not None:
             offset = self.config.router.offset(leaves)
             routing = self._route(projected.logits, offset, groups_NG, num_experts)
             if self.config.dispatch:
                 return scale * self._dispatch_update(projected, leaves, routing)
             gates_NE = routing.gates
-        update_NF = structure.update(projected.down_projected, leaves, gates_NE, scale)
+        update_NF = structure.update(down_projected_NQ, leaves, gates_NE, scale)
         residual = structure.residual(leaves)
         if residual is not None and projected.residual is not None:
             update_NF += products.sum_of_experts(scale * projected.residual, residual[1])
         return update_NF
+
+    def _tasks(self, groups_NG: jax.Array | None, num_tokens: int) -> jax.Array:
+        """Return the one-hot task of each token, (N, T)."""
+        tasks = self.config.tasks
+        # While parameters are created, the update is not used.
+        if groups_NG is None and self.is_mutable_collection(self.config.collection('up')):
+            return jnp.zeros((num_tokens, len(tasks)))
+        if groups_NG is None or groups_NG.shape[1] != len(tasks):
+            raise self.config.missing_task()
+        return groups_NG
 
     def _dispatch_update(
         self, projected: ProjectedInput, leaves: Leaves, routing: routers.Routing

@@ -1,7 +1,7 @@
 """Named methods, such as LoRA and MALoRA, and the flat adapter settings of config files."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax import errors
@@ -12,6 +12,7 @@ from malora_jax.adapters.d2mora import D2MoRA
 from malora_jax.adapters.goat import GOAT
 from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.adapters.routers import RouterConfig
+from malora_jax.adapters.task_experts import TaskExperts
 
 # Structures with a subspace of `shared_rank` dimensions, by the value of `adapter.subspace`.
 SUBSPACES: dict[str, type[Structure]] = {
@@ -22,6 +23,7 @@ SUBSPACES: dict[str, type[Structure]] = {
     'tails': structures.ALoRA,
     'both': structures.CoMoL,
     'ranks': RankExperts,
+    'tasks': TaskExperts,
 }
 # Initial values of the experts, values of `adapter.start`.
 STARTS = ('random', 'svd', 'sparse')
@@ -51,7 +53,8 @@ class AdapterSettings:
             up-projection B, without cores (ALoRA). 'both': all experts share A and B, and each has
             a core of its own (CoMoL; MoSLoRA with a single expert). 'ranks': each of the ranks of
             one LoRA is an expert (SMoRA, FlyLoRA); then `rank` is 1, and `shared_rank` equals
-            `num_experts`.
+            `num_experts`. 'tasks': all experts share A and are weighted by the task of the token,
+            and each task has a core (MTL-LoRA).
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA).
         magnitude: Whether the columns of W + (α/r) B A are scaled to trained lengths (DoRA); only
             for a single expert.
@@ -98,6 +101,11 @@ class AdapterSettings:
             router.
         similarity_weight: Coefficient of the similarity loss, the sum of the absolute cosines
             between the experts' matrices (D²MoRA); 0 for none.
+        tasks: Names of the tasks that have parameters of their own, in the order of these
+            parameters, if `subspace` is 'tasks'. A run replaces () by the tasks that it is trained
+            on.
+        task_temperature: Temperature τ, by which the weights of a task are divided before the
+            softmax, if `subspace` is 'tasks'.
 
     Raises:
         UserError: A value has the wrong type.
@@ -130,6 +138,8 @@ class AdapterSettings:
     samples: int = 0
     num_up_experts: int = 0
     similarity_weight: float = 0.0
+    tasks: tuple[str, ...] = ()
+    task_temperature: float = 1.0
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -193,6 +203,12 @@ class AdapterSettings:
             description = '0 if shared_rank > 0: a second router needs separate up-projections'
             require(self.shared_rank == 0, 'num_up_experts', self.num_up_experts, description)
             return D2MoRA(self.num_experts, self.rank, self.num_up_experts)
+        require(
+            (not self.tasks and self.task_temperature == 1) or self.subspace == 'tasks',
+            'tasks' if self.tasks else 'task_temperature',
+            self.tasks or self.task_temperature,
+            f"{'()' if self.tasks else '1.0'} unless subspace is 'tasks'",
+        )
         if self.start not in STARTS:
             raise errors.unknown_name('adapter.start', self.start, STARTS)
         require(
@@ -214,6 +230,8 @@ class AdapterSettings:
         expected = getattr(self, field)
         description = f'equal to {field} ({expected}) if subspace is {self.subspace!r}'
         require(self.shared_rank == expected, 'shared_rank', self.shared_rank, description)
+        if kind is TaskExperts:
+            return TaskExperts(self.num_experts, self.rank, self.tasks, self.task_temperature)
         return kind(self.num_experts, self.rank)
 
 
@@ -252,6 +270,8 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         samples=router.samples,
         num_up_experts=structure.num_up_experts if isinstance(structure, D2MoRA) else 0,
         similarity_weight=adapter.similarity_weight,
+        tasks=adapter.tasks,
+        task_temperature=structure.temperature if isinstance(structure, TaskExperts) else 1.0,
     )
 
 
@@ -280,6 +300,24 @@ def replace_settings(adapter: AdapterConfig, **overrides: Any) -> AdapterConfig:
         UserError: A value has the wrong type, is out of range, or contradicts another field.
     """
     return dataclasses.replace(settings_of(adapter), **overrides).build()
+
+
+def with_tasks(adapter: AdapterConfig, tasks: Sequence[str]) -> AdapterConfig:
+    """Return an adapter with parameters for the given tasks, if its structure has them for tasks.
+
+    Args:
+        adapter: Adapter configuration.
+        tasks: Names of the tasks that the adapter is trained on, in their order.
+
+    Raises:
+        UserError: The adapter has other tasks already.
+    """
+    if not isinstance(adapter.structure, TaskExperts):
+        return adapter
+    names = tuple(tasks)
+    description = f'(), or {names}, the tasks of the data in their order'
+    require(adapter.tasks in ((), names), 'tasks', adapter.tasks, description)
+    return replace_settings(adapter, tasks=names)
 
 
 _TOP2_OF_8 = dict(num_experts=8, top_k=2)
@@ -337,6 +375,17 @@ METHODS: dict[str, dict[str, Any]] = {
     ),
     'align_lora': dict(num_experts=1, top_k=1, rank=64, alignment_weight=0.2),
     'remix': dict(_TOP2_OF_8, rank=8, balance_weight=0.0, equal_gates=True, samples=2),
+    # The temperature and the number of up-projections of the authors' script. With six tasks, rank
+    # 30 has about as many parameters as the other methods.
+    'mtl_lora': dict(
+        num_experts=3,
+        top_k=3,
+        rank=30,
+        shared_rank=30,
+        subspace='tasks',
+        task_temperature=0.1,
+        balance_weight=0.0,
+    ),
     'moslora': dict(num_experts=1, top_k=1, rank=64, shared_rank=64, subspace='both'),
     'comol': dict(_DENSE, rank=64, shared_rank=64, subspace='both', router_input='first'),
     'd2mora': dict(

@@ -48,6 +48,18 @@ def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Ar
     return leaves
 
 
+def layer_tree(leaves: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a collection of the decoder, the inverse of `linear_leaves`.
+
+    Args:
+        leaves: Arrays (L, ...) by name of the linear layer, then by name of the parameter.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for target, arrays in leaves.items():
+        parts.setdefault(parent_module(target), {})[target] = dict(arrays)
+    return {'layers': parts}
+
+
 def parent_module(target: str) -> str:
     """Return the name of the module that a linear layer is in: 'attention' or 'mlp'."""
     return _PARENT_MODULES.get(target, 'mlp')

@@ -259,7 +259,7 @@ def _measure(run: RunConfig, rounds: int) -> dict[str, Any]:
     params = jax.block_until_ready(random_base_params(run))
     initial_peak = _peak_bytes()
     step = compile_method_step(
-        run.method, run, params, batches[0], input_batches.NUM_SYNTHETIC_TASKS
+        run.method, run, params, batches[0], len(input_batches.SYNTHETIC_TASKS)
     )
     seconds = [
         time_part(step.run_part, 'step', batches[number % _NUM_BATCHES]) for number in range(rounds)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from malora_jax import errors, markdown
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.low_rank import RECORDED_COLLECTIONS
-from malora_jax.benchmark.input_batches import NUM_SYNTHETIC_TASKS
+from malora_jax.benchmark.input_batches import SYNTHETIC_TASKS
 from malora_jax.distributed import hlo
 from malora_jax.distributed.topology import get_topology
 from malora_jax.models.context import Context
@@ -109,7 +109,8 @@ def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
 def _context(run: RunConfig, segments_BT: jax.Array, train: bool) -> Context:
     B, T = segments_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    groups_NG = jax.nn.one_hot(jnp.arange(B * T) % NUM_SYNTHETIC_TASKS, NUM_SYNTHETIC_TASKS)
+    num_tasks = len(SYNTHETIC_TASKS)
+    groups_NG = jax.nn.one_hot(jnp.arange(B * T) % num_tasks, num_tasks)
     return Context(positions_BT, segments_BT, groups_NG, attention=run.attention, train=train)
 
 

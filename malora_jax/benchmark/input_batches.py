@@ -12,8 +12,8 @@ from malora_jax.training.config import RunConfig
 from malora_jax.training.setup import Setup
 from malora_jax.training.step import Batch
 
-# Number of tasks in batches of random tokens.
-NUM_SYNTHETIC_TASKS = 4
+# Names of the tasks in batches of random tokens.
+SYNTHETIC_TASKS = ('first', 'second', 'third', 'fourth')
 
 
 def synthetic_batches(run: RunConfig, count: int) -> list[Batch]:
@@ -30,7 +30,7 @@ def synthetic_batches(run: RunConfig, count: int) -> list[Batch]:
     batches: list[Batch] = []
     for _ in range(count):
         tokens_BT = rng.integers(run.model.vocab_size, size=(shape[0], shape[1] + 1))
-        task_B1 = np.arange(shape[0])[:, None] % NUM_SYNTHETIC_TASKS
+        task_B1 = np.arange(shape[0])[:, None] % len(SYNTHETIC_TASKS)
         batches.append(
             {
                 'inputs': tokens_BT[:, :-1].astype(np.int32),

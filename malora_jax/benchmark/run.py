@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import METHODS, method
+from malora_jax.adapters.methods import with_tasks
 from malora_jax.benchmark import adapter_sizes, compiler_estimates, input_batches, report, timing
 from malora_jax.benchmark.machine import machine
 from malora_jax.benchmark.timed_steps import BASE, compile_base_step, compile_method_step
@@ -50,7 +51,8 @@ def benchmark(
     _check_names(methods)
     run = run_config(config)
     workload = _make_workload(run, packed)
-    runs = {name: None if name == BASE else with_method(run, name) for name in methods}
+    tasks = run.task_names if packed else input_batches.SYNTHETIC_TASKS
+    runs = {name: None if name == BASE else with_method(run, name, tasks) for name in methods}
     return _conditions(workload) | {
         'methods': _measure(workload, runs, rounds),
         'machine': machine(),
@@ -79,13 +81,14 @@ def benchmark_sizes(
     _check_names(methods)
     run = run_config(config)
     workload = _make_workload(run, packed)
+    tasks = run.task_names if packed else input_batches.SYNTHETIC_TASKS
     sizes = {}
     for size in adapter_sizes.SIZES[field]:
         print(f'{field} = {size}:', flush=True)
         runs: dict[str, RunConfig | None] = {BASE: None}
         for name in methods:
             if name != BASE:
-                method_run = with_method(run, name)
+                method_run = with_method(run, name, tasks)
                 adapter = adapter_sizes.resize_adapter(
                     method_run.adapter, field, size, run.model.width
                 )
@@ -126,7 +129,7 @@ def _make_workload(run: RunConfig, packed: bool) -> _Workload:
         packed,
         random_base_params(run),
         input_batches.synthetic_batches(run, _NUM_BATCHES),
-        input_batches.NUM_SYNTHETIC_TASKS,
+        len(input_batches.SYNTHETIC_TASKS),
     )
 
 
@@ -214,7 +217,9 @@ def _check_names(methods: Sequence[str]) -> None:
         raise errors.out_of_range('--methods', ','.join(methods), 'one or more distinct names')
 
 
-def with_method(run: RunConfig, name: str) -> RunConfig:
+def with_method(
+    run: RunConfig, name: str, tasks: Sequence[str] = input_batches.SYNTHETIC_TASKS
+) -> RunConfig:
     """Return the config with the settings of another method.
 
     The dropout rate and the adapted linear layers stay the same.
@@ -222,9 +227,10 @@ def with_method(run: RunConfig, name: str) -> RunConfig:
     Args:
         run: Config of the benchmark.
         name: Name of the other method.
+        tasks: Names of the tasks in the batches.
     """
     adapter = method(name, dropout=run.adapter.dropout, targets=run.adapter.targets)
-    return dataclasses.replace(run, method=name, adapter=adapter)
+    return dataclasses.replace(run, method=name, adapter=with_tasks(adapter, tasks))
 
 
 def random_base_params(run: RunConfig) -> Any:

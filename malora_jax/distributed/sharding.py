@@ -39,6 +39,7 @@ LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     'up_expert': ('expert',),  # Up-projections with a router of their own.
     'rank': (),
     'shared_rank': (),
+    'task': (),
 }
 GATHERED = 'gathered'
 

@@ -45,10 +45,16 @@ def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) ->
         The adapter's settings.
 
     Raises:
-        UserError: The model is a single LoRA, its update is zero, or the format cannot describe it.
+        UserError: The model is a single LoRA, has parameters for each task instead of a router, its
+            update is zero, or the format cannot describe it.
     """
     check_no_second_router(trained, export_format)
     adapter = trained.model.adapter
+    if adapter is not None and adapter.tasks:
+        raise UserError(
+            f'{trained.method} has no router: export the LoRA of one task, with --format=peft, '
+            'merged or adapter and --task=NAME.'
+        )
     if adapter is None or adapter.structure.is_mergeable:
         raise UserError(
             f'{trained.method} is a single LoRA, not a routed mixture: use --format=peft, merged '

@@ -17,7 +17,7 @@ import numpy as np
 from malora_jax.adapters import AdapterConfig, method
 from malora_jax.adapters.dense import DenseExperts
 from malora_jax.adapters.structures import IndependentExperts
-from malora_jax.adapters.trees import parent_module
+from malora_jax.adapters.trees import layer_tree
 from malora_jax.errors import out_of_range
 from malora_jax.export.mixture import check_mixture, dense_experts
 from malora_jax.export.trained_model import TrainedModel
@@ -152,14 +152,15 @@ def _as_lora(
         targets=adapter.targets,
     )
     down, up = IndependentExperts.factors
-    layers: dict[str, dict[str, Any]] = {}
-    for target, (down_LDQ, up_LQF) in factors.items():
-        layers.setdefault(parent_module(target), {})[target] = {
+    leaves = {
+        target: {
             down: down_LDQ[:, None].astype(np.float32),
             up: up_LQF[:, None].astype(np.float32),
         }
+        for target, (down_LDQ, up_LQF) in factors.items()
+    }
     return trained._replace(
         model=Decoder(trained.model.config, config, attention=trained.model.attention),
-        variables={'params': trained.base.params, 'adapter': {'layers': layers}},
+        variables={'params': trained.base.params, 'adapter': layer_tree(leaves)},
         method='lora',
     )

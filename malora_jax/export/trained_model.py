@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from malora_jax import data
 from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.loading.base_model import LoadedBase, load_base
+from malora_jax.models.task_lora import task_lora
 
 
 class TrainedModel(NamedTuple):
@@ -30,6 +31,20 @@ class TrainedModel(NamedTuple):
     method: str
     weights: str
     step: int
+
+    def for_task(self, task: str) -> 'TrainedModel':
+        """Return the model of one task, whose adapter is a LoRA.
+
+        Args:
+            task: Name of the task; '' if the adapter has no parameters for tasks, or for only one.
+
+        Raises:
+            UserError: The task is missing or unknown, or the adapter has no parameters for tasks.
+        """
+        model, variables = task_lora(self.model, self.variables, task)
+        if model is self.model:
+            return self
+        return self._replace(model=model, variables=variables, method='lora')
 
 
 class TrainedAdapter(NamedTuple):

@@ -11,7 +11,7 @@ from malora_jax import cloud_storage, data, errors
 from malora_jax.data import Example, Template
 from malora_jax.distributed import hosts
 from malora_jax.evaluation.likelihood import Likelihood, log_likelihoods
-from malora_jax.export.trained_model import StoredModel
+from malora_jax.export.trained_model import StoredModel, TrainedModel
 from malora_jax.models import Decoder
 from malora_jax.models.detokenization import StopCondition, TextStream
 from malora_jax.models.engine import Engine, GenerationRequest
@@ -247,7 +247,9 @@ class LanguageModel:
         )
 
 
-def load(directory: str | os.PathLike[str], weights: str | None = None) -> LanguageModel:
+def load(
+    directory: str | os.PathLike[str], weights: str | None = None, task: str = ''
+) -> LanguageModel:
     """Load a trained model: a run's best checkpoint (or else its newest), or an exported adapter.
 
     For example:
@@ -259,12 +261,16 @@ def load(directory: str | os.PathLike[str], weights: str | None = None) -> Langu
             format `adapter`.
         weights: Path or Hub name of the base model's weights, as in `model.weights` of a config;
             None = the location used in training.
+        task: Name of the task whose model is loaded, if the adapter has parameters for each task;
+            else ''.
 
     Raises:
         UserError: The directory contains neither a run nor an exported adapter; or the base model
-            cannot be loaded, or differs from the one that the adapter was trained on.
+            cannot be loaded, or differs from the one that the adapter was trained on; or the task
+            is missing or unknown.
     """
-    return load_all([directory], weights)[0]
+    ((name, trained),) = _restore_all([directory], weights)
+    return _language_model(f'{name}:{task}' if task else name, trained.for_task(task))
 
 
 def load_all(
@@ -283,11 +289,26 @@ def load_all(
             None = the location used in training.
 
     Returns:
-        The models, in the order of `directories`.
+        The models, in the order of `directories`. If an adapter has parameters for each task, there
+        is a model for each task, with the name DIRECTORY:TASK.
 
     Raises:
         UserError: A model cannot be loaded, or the models have different base models.
     """
+    models = []
+    for name, trained in _restore_all(directories, weights):
+        adapter = trained.model.adapter
+        tasks = adapter.tasks if adapter is not None else ()
+        models += [_language_model(f'{name}:{each}', trained.for_task(each)) for each in tasks]
+        if not tasks:
+            models.append(_language_model(name, trained))
+    return models
+
+
+def _restore_all(
+    directories: Sequence[str | os.PathLike[str]], weights: str | None
+) -> list[tuple[str, TrainedModel]]:
+    """Load the trained models in some directories, each with the name of its directory."""
     paths = [cloud_storage.localize(directory) for directory in directories]
     saved = [saved_model(path, weights) for path in paths]
     first = saved[0]
@@ -298,14 +319,15 @@ def load_all(
                 f'and {_base_name(each)}.'
             )
     base = load_base(first.model, first.weights)
-    models = []
-    for path, each in zip(paths, saved, strict=True):
-        trained = each.restore(base)
-        name = path.resolve().name
-        models.append(
-            LanguageModel(name, trained.model, trained.variables, base.tokenizer, trained.template)
-        )
-    return models
+    return [
+        (path.resolve().name, each.restore(base)) for path, each in zip(paths, saved, strict=True)
+    ]
+
+
+def _language_model(name: str, trained: TrainedModel) -> LanguageModel:
+    return LanguageModel(
+        name, trained.model, trained.variables, trained.base.tokenizer, trained.template
+    )
 
 
 def _base_name(saved: StoredModel) -> str:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from malora_jax import data, errors
 from malora_jax.adapters import METHODS, AdapterConfig, AdapterSettings, method
 from malora_jax.adapters.base_structure import PARAMETER_KINDS
-from malora_jax.adapters.methods import settings_of
+from malora_jax.adapters.methods import settings_of, with_tasks
 from malora_jax.distributed.mesh import MeshConfig
 from malora_jax.models import ModelConfig, attention_backends
 from malora_jax.models.decoder import REMAT_POLICIES
@@ -249,6 +249,14 @@ class RunConfig:
         return dataclasses.replace(self, attention=self.choose_attention(device).backend)
 
     @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of all tasks that are trained on or scored, in the order of their indices."""
+        if self.adapter.tasks:
+            return self.adapter.tasks
+        files = [task.name for task in self.data.file_tasks]
+        return tuple(dict.fromkeys([*self.data.tasks, *self.evaluation.tasks, *files]))
+
+    @property
     def public_datasets(self) -> list[str]:
         """Names of the public datasets that are trained on or scored."""
         files = {task.name for task in self.data.file_tasks}
@@ -263,7 +271,7 @@ class RunConfig:
         """
         named, own = (
             dataclasses.asdict(settings_of(adapter))
-            for adapter in (method(self.method), self.adapter)
+            for adapter in (with_tasks(method(self.method), self.adapter.tasks), self.adapter)
         )
         changes = [f'{field}={value}' for field, value in own.items() if value != named[field]]
         settings = f' ({", ".join(changes)})' if changes else ''
@@ -351,12 +359,24 @@ def run_config(config: Mapping[str, Any]) -> RunConfig:
             sections[name] = _section(name, kind, sections[name])
     if 'adapter' in sections:
         sections['adapter'] = sections['adapter'].build()
+        if 'data' in sections:
+            tasks = sections['data'].trained_tasks
+            sections['adapter'] = with_tasks(sections['adapter'], tasks)
     if 'model' in sections:
         model = _section('model', _ModelSection, sections['model'])
         sections['model'] = model_config(model.name, model.weights, model.dtype, model.quantize)
         sections['weights'] = model.weights
         sections['attention'] = model.attention
-    return _section('config', RunConfig, sections)
+    run = _section('config', RunConfig, sections)
+    own = run.adapter.tasks
+    check_field(
+        not own or {*run.evaluation.tasks} <= {*own},
+        'evaluation.tasks',
+        run.evaluation.tasks,
+        f'() or tasks that are trained on ({", ".join(own)}), because {run.method} has parameters '
+        'for each of them',
+    )
+    return run
 
 
 def _lists_to_tuples(value: Any) -> Any:

@@ -93,7 +93,7 @@ class DataConfig:
 
     def __post_init__(self):
         errors.check_types('data', self)
-        names = [*self.tasks, *(task.name for task in self.file_tasks)]
+        names = self.trained_tasks
         if not names:
             raise errors.UserError(
                 "data.tasks and data.files are both empty; name a task, or a file: ('mine.jsonl',)."
@@ -163,6 +163,11 @@ class DataConfig:
             self.template,
             "'bare', 'chatml' or 'chat' for public datasets, whose prompts are complete",
         )
+
+    @property
+    def trained_tasks(self) -> list[str]:
+        """Names of the tasks that are trained on; those from files come last."""
+        return [*self.tasks, *(task.name for task in self.file_tasks)]
 
     @property
     def store(self) -> data.Store:

@@ -216,10 +216,12 @@ def _saved_bytes(model: Decoder, rows: int, sequence_length: int) -> int:
     The saved arrays include weights, whose size does not depend on the number of rows. Callers
     subtract the bytes for one row from the bytes for two rows, which removes the weights.
     """
+    num_tasks = max(1, len(model.adapter.tasks if model.adapter else ()))
 
     def backward(variables: Any, batch: Any, key: jax.Array) -> Any:
         def loss(adapter: Any) -> jax.Array:
-            return losses(model, variables | {'adapter': adapter}, batch, 1, key).nll.sum()
+            now = variables | {'adapter': adapter}
+            return losses(model, now, batch, num_tasks, key).nll.sum()
 
         return jax.vjp(loss, variables['adapter'])[1]
 

@@ -16,6 +16,7 @@ from malora_jax.evaluation import runner
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.base_model import LoadedBase, load_base
+from malora_jax.models.task_lora import task_lora
 from malora_jax.training.config import RunConfig
 from malora_jax.training.held_out_loss import held_out_losses
 from malora_jax.training.hyperparameters import Hyperparameters
@@ -221,7 +222,21 @@ class Setup:
             variables: Collections of the adapted model; None for the base model alone.
             description: Text of the progress bar.
         """
-        model, variables = self._adapted_or_base(variables)
+        model = self.model
+        if not variables:
+            model = Decoder(self.run.model, attention=self.run.attention)
+            variables = {'params': self.base.params}
+        if model.adapter is None or not model.adapter.tasks:
+            return self._answer(model, variables, self.splits, description)
+        answers = []
+        for split in (split for split in self.splits if split.held_out):
+            own = task_lora(model, variables, split.task_name)
+            answers += self._answer(*own, [split], description)
+        return answers
+
+    def _answer(
+        self, model: Decoder, variables: Any, splits: Sequence[data.TaskSplit], description: str
+    ) -> list[runner.Answer]:
         evaluation = self.run.evaluation
         eval_model = runner.EvalModel(
             self.generator(model),
@@ -232,7 +247,7 @@ class Setup:
             evaluation.temperature,
             self.run.seed,
         )
-        return runner.answer_held_out(eval_model, self.splits, description)
+        return runner.answer_held_out(eval_model, splits, description)
 
     def scoring_record(self, split: data.TaskSplit) -> dict[str, Any]:
         """Return the settings with which a task's held-out questions are answered and scored.
@@ -248,12 +263,6 @@ class Setup:
             ),
             **runner.scoring_environment(scoring),
         }
-
-    def _adapted_or_base(self, variables: Any | None) -> tuple[Decoder, Any]:
-        if variables:
-            return self.model, variables
-        model = Decoder(self.run.model, attention=self.run.attention)
-        return model, {'params': self.base.params}
 
 
 def build_setup(run: RunConfig, base: LoadedBase | None = None) -> Setup:
@@ -364,7 +373,7 @@ def _make_splits(run: RunConfig) -> list[data.TaskSplit]:
     """Return the splits of all tasks that are trained on or scored; tasks from files come last."""
     section, files = run.data, {task.name: task for task in run.data.file_tasks}
     trained = {*section.tasks, *files}
-    names = dict.fromkeys([*section.tasks, *run.evaluation.tasks, *files])
+    names = run.task_names
     scored = set(run.evaluation.tasks or names)
     store = section.store
 

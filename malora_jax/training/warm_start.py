@@ -178,7 +178,8 @@ def _load_trained(
         The leaves by path, and the scale by which the update is multiplied.
 
     Raises:
-        UserError: The directory holds no adapter, or the adapter belongs to another base model.
+        UserError: The directory holds no adapter, or the adapter belongs to another base model or
+            to other tasks.
     """
     if is_peft(directory):
         return read_peft(directory, model.config)
@@ -188,6 +189,13 @@ def _load_trained(
             "nor one of peft's (adapter_config.json)."
         )
     trained = open_adapter(directory).restore(base)
+    ours, theirs = (each.adapter.tasks if each.adapter else () for each in (model, trained.model))
+    if theirs not in ((), ours):
+        raise UserError(
+            f'training.start_from: {directory} has parameters for each of the tasks '
+            f'{", ".join(theirs)}, in this order, and this run has others; start from the LoRA of '
+            'one task, which experiments.export writes with --task=NAME.'
+        )
     leaves = {
         path: np.asarray(leaf)
         for name in ADAPTER_COLLECTIONS

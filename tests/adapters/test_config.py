@@ -36,7 +36,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 def test_methods_differ():
     """No two method names have the same settings."""
     adapters = [method(name) for name in METHODS]
-    assert len(set(adapters)) == len(METHODS) == 28
+    assert len(set(adapters)) == len(METHODS) == 29
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,17 @@ def test_methods_differ():
         ),
         ('adamole', {'bias_rate': 0.1}, "it must be 0 with adapter.scores = 'threshold'"),
         ('adamole', {'dispatch': True}, 'dispatch is True; it must be False unless num_experts >'),
+        ('mtl_lora', {'rank': 8}, 'shared_rank is 30; it must be equal to rank (8) if subspace'),
+        ('mtl_lora', {'top_k': 2}, 'top_k is 2; it must be equal to num_experts (3) if subspace'),
+        ('mtl_lora', {'renormalize': True}, 'renormalize is True; it must be False if subspace is'),
+        ('mtl_lora', {'tasks': ('a', 'a')}, 'it must be distinct names'),
+        ('mtl_lora', {'task_temperature': 0.0}, 'task_temperature is 0.0; it must be positive'),
+        ('mtl_lora', {'dispatch': True}, 'dispatch is True; it must be False unless num_experts'),
+        ('mtl_lora', {'bias_rate': 0.1}, 'bias_rate is 0.1; it must be 0 unless'),
+        ('mtl_lora', {'scores': 'sigmoid'}, 'renormalize is False; it must be True with'),
+        ('mtl_lora', {'frozen': ('up',)}, "without 'up', which starts at zero"),
+        ('malora', {'tasks': ('a',)}, "tasks is ('a',); it must be () unless subspace is 'tasks'"),
+        ('lora', {'task_temperature': 0.1}, "is 0.1; it must be 1.0 unless subspace is 'tasks'"),
         ('smora', {'rank': 2}, "rank is 2; it must be 1 if subspace is 'ranks'"),
         ('malora', {'gates_sum_to_k': True}, 'gates_sum_to_k is True; it must be False without'),
         ('smora', {'num_experts': 8}, 'shared_rank is 44; it must be equal to num_experts (8) if'),

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from malora_jax.adapters import METHODS, LowRankExperts, method
 from malora_jax.adapters.initializers import kaiming_uniform, shared_subspace
+from malora_jax.adapters.methods import with_tasks
 
 INPUTS, EXPERTS, RANK, SHARED = 576, 8, 12, 32
 
@@ -193,9 +194,18 @@ def test_thresholds_of_adamole_start_near_half_of_their_maximum():
     assert 0 < abs(leaves['threshold_bias'].item()) <= INPUTS**-0.5
 
 
+def test_tasks_of_mtl_lora_start_with_an_identity_and_random_weights():
+    config = with_tasks(method('mtl_lora'), [f'task{number}' for number in range(200)])
+    leaves = config.initialize(jax.random.key(0), INPUTS, 8)
+    np.testing.assert_array_equal(leaves['core'], np.broadcast_to(np.eye(30), (200, 30, 30)))
+    weights_TE, bound = np.asarray(leaves['task_weights']), 3**-0.5
+    assert weights_TE.shape == (200, 3) and 0.98 * bound < abs(weights_TE).max() <= bound
+    np.testing.assert_allclose(weights_TE.var(), bound**2 / 3, rtol=0.1)
+
+
 @pytest.mark.parametrize('name', METHODS)
 def test_what_the_paper_is_silent_about_starts_as_a_linear_layer(name):
-    config = method(name)
+    config = with_tasks(method(name), [f'task{number}' for number in range(200)])
     leaves = config.initialize(jax.random.key(0), INPUTS, 96)
     as_linear = {'router', 'down'} & leaves.keys() if name != 'malora_unshared' else {'router'}
     as_linear |= {
@@ -204,6 +214,7 @@ def test_what_the_paper_is_silent_about_starts_as_a_linear_layer(name):
         'hydralora_top2': {'shared_down'},
         'adamole': {'router', 'threshold', 'down'},
         'smora': {'shared_down'},
+        'mtl_lora': {'shared_down'},
         'moslora': {'shared_down', 'core'},
         'comol': {'shared_down', 'core'},
     }.get(name, set())

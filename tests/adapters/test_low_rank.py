@@ -51,6 +51,7 @@ SMALL = {
     'flylora': dict(num_experts=12, shared_rank=12, top_k=5),
     'align_lora': dict(rank=5),
     'remix': dict(rank=3),
+    'mtl_lora': dict(rank=4, shared_rank=4, tasks=('a', 'b', 'c'), task_temperature=0.7),
     'moslora': dict(rank=6, shared_rank=6),
     'comol': dict(rank=6, shared_rank=6),
     'd2mora': dict(rank=4, num_up_experts=5),
@@ -104,6 +105,18 @@ def tokens_of(tokens: int, width: int, seed: int = 1) -> jnp.ndarray:
     return jnp.asarray(np.random.default_rng(seed).normal(size=(tokens, width)), jnp.float32)
 
 
+def tasks_of(config: AdapterConfig, tokens: int = TOKENS) -> np.ndarray | None:
+    """Return the task of each token, the last of which is padding; None without tasks."""
+    T = len(config.tasks)
+    return np.append(np.arange(tokens - 1) % T, -1) if T else None
+
+
+def groups_of(config: AdapterConfig, tokens: int = TOKENS) -> jnp.ndarray | None:
+    """Return the one-hot task of each token; None without tasks."""
+    tasks = tasks_of(config, tokens)
+    return None if tasks is None else jax.nn.one_hot(tasks, len(config.tasks))
+
+
 def float64(tree):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
@@ -115,28 +128,33 @@ def test_update_equals_the_equation(name):
     leaves, x_ND = random_leaves(experts, INPUTS), tokens_of(TOKENS, INPUTS)
     assert {*leaves} == {*config.leaf_names} - {'magnitude'}
     variables = collections_of(config, leaves)
-    found = jax.jit(experts.apply)(variables, x_ND)
-    expected = reference.adapter_update(float64(x_ND), float64(leaves), config)
+    inputs = x_ND, None, groups_of(config)
+    found = jax.jit(experts.apply)(variables, *inputs)
+    expected = reference.adapter_update(
+        float64(x_ND), float64(leaves), config, tasks=tasks_of(config)
+    )
     assert np.abs(expected).mean() > 0.1
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(experts.apply(variables, x_ND), found, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(experts.apply(variables, *inputs), found, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', METHODS)
 def test_linears_with_one_input_are_what_each_is_alone(name):
     """Values and all gradients agree, also if dropout makes the input differ from the routers'."""
-    experts = LowRankExperts(CONFIGS[name], OUTPUTS)
+    experts, groups_NG = LowRankExperts(CONFIGS[name], OUTPUTS), groups_of(CONFIGS[name])
     leaves = [random_leaves(experts, INPUTS, seed) for seed in range(3)]
     both = tokens_of(TOKENS, INPUTS, seed=7), tokens_of(TOKENS, INPUTS, seed=8)
     weights_3NF = tokens_of(3 * TOKENS, OUTPUTS, seed=9).reshape(3, TOKENS, OUTPUTS)
 
     def alone(leaves, both):
-        return [experts.apply(collections_of(CONFIGS[name], each), *both) for each in leaves]
+        return [
+            experts.apply(collections_of(CONFIGS[name], each), *both, groups_NG) for each in leaves
+        ]
 
     def together(leaves, both):
         found = project_input(CONFIGS[name], *both, leaves)
         return [
-            experts.apply({}, *each, None, method=experts.update)
+            experts.apply({}, *each, groups_NG, method=experts.update)
             for each in zip(found, leaves, strict=True)
         ]
 
@@ -170,7 +188,8 @@ def test_gradients_equal_the_equations_central_differences(name):
     weights_NF = tokens_of(TOKENS, OUTPUTS, seed=5)
 
     def objective(leaves, x_ND):
-        return (experts.apply(collections_of(config, leaves), x_ND) * weights_NF).sum()
+        inputs = x_ND, None, groups_of(config)
+        return (experts.apply(collections_of(config, leaves), *inputs) * weights_NF).sum()
 
     gradients = float64(jax.jit(jax.grad(objective, argnums=(0, 1)))(leaves, x_ND))
     point = (float64(leaves), float64(x_ND))
@@ -180,7 +199,8 @@ def test_gradients_equal_the_equations_central_differences(name):
 
     def value(point):
         leaves, x_ND = point
-        return (reference.adapter_update(x_ND, leaves, config) * np.asarray(weights_NF)).sum()
+        update_NF = reference.adapter_update(x_ND, leaves, config, tasks=tasks_of(config))
+        return (update_NF * np.asarray(weights_NF)).sum()
 
     rng, step = np.random.default_rng(6), 1e-5
     paths = jax.tree_util.tree_leaves_with_path(gradients)
@@ -212,12 +232,13 @@ def test_gradients_equal_the_equations_central_differences(name):
     data=st.data(),
 )
 def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace, data):
-    top_k = data.draw(st.integers(1, experts))
-    renormalize = data.draw(st.booleans()) and top_k > 1
-    equal_gates = data.draw(st.booleans()) and not renormalize and experts > 1
+    top_k = data.draw(st.integers(1, experts)) if subspace != 'tasks' else experts
+    has_router = subspace != 'tasks' and experts > 1
+    renormalize = data.draw(st.booleans()) and top_k > 1 and has_router
+    equal_gates = data.draw(st.booleans()) and not renormalize and has_router
     if subspace == 'ranks':
         rank = 1
-    same_rank = dict.fromkeys(('heads', 'tails', 'both'), rank) | {'ranks': experts}
+    same_rank = dict.fromkeys(('heads', 'tails', 'both', 'tasks'), rank) | {'ranks': experts}
     shared_rank = ({'': 0, 'own': experts} | same_rank).get(subspace, rank + extra)
     config = AdapterSettings(
         num_experts=experts,
@@ -232,11 +253,14 @@ def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace
         equal_gates=equal_gates,
         # With equal gates for all experts, the router would get no gradient.
         frozen=('router',) if equal_gates and top_k == experts else (),
+        tasks=('a', 'b') if subspace == 'tasks' else (),
     ).build()
     module = LowRankExperts(config, features=6)
     leaves, x_ND = random_leaves(module, 9), tokens_of(5, 9)
-    expected = reference.adapter_update(float64(x_ND), float64(leaves), config)
-    found = module.apply(collections_of(config, leaves), x_ND)
+    expected = reference.adapter_update(
+        float64(x_ND), float64(leaves), config, tasks=tasks_of(config, 5)
+    )
+    found = module.apply(collections_of(config, leaves), x_ND, None, groups_of(config, 5))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -326,7 +350,8 @@ def test_every_slot_has_a_place_of_its_own_in_a_tile_of_its_expert(tokens, num_e
 
 _ROUTER = {'router': (INPUTS, 8)}
 # Methods at the paper's sizes; GOAT needs a singular direction for each rank of 8 experts.
-PAPER_SIZES = {name: method(name) for name in METHODS} | {'goat': method('goat', rank=5)}
+PAPER_SIZES = {name: with_tasks(method(name), ('a', 'b')) for name in METHODS}
+PAPER_SIZES['goat'] = method('goat', rank=5)
 # Trained and frozen leaves, with their shapes, of these methods.
 SHAPES = {
     'lora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
@@ -388,6 +413,15 @@ SHAPES = {
     ),
     'align_lora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
     'remix': (_ROUTER | {'down': (8, INPUTS, 8), 'up': (8, 8, OUTPUTS)}, {}),
+    'mtl_lora': (
+        {
+            'shared_down': (INPUTS, 30),
+            'core': (2, 30, 30),
+            'up': (3, 30, OUTPUTS),
+            'task_weights': (2, 3),
+        },
+        {},
+    ),
     'moslora': (
         {'shared_down': (INPUTS, 64), 'core': (1, 64, 64), 'shared_up': (64, OUTPUTS)},
         {},

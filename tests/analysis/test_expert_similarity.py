@@ -30,10 +30,12 @@ def test_the_projections_of_an_expert_multiply_to_its_update(name):
     leaves = linear_leaves(variables, 'k')
     for layer in range(len(up_LEFR)):
         own = {key: np.asarray(leaf[layer], np.float64) for key, leaf in leaves.items()}
-        for t in range(config.num_experts):
+        # An adapter with parameters for each task has the projections of each task.
+        matrix = reference.task_matrix if config.tasks else reference.expert_matrix
+        for t in range(len(config.tasks) or config.num_experts):
             shared = 0 if down_LEDR.shape[1] == 1 else t
             found = up_LEFR[layer, t] @ down_LEDR[layer, shared].T
-            expected = reference.expert_matrix(t, own, config)
+            expected = matrix(t, own, config)
             assert np.abs(expected).max() > 0.01
             np.testing.assert_allclose(found, expected, atol=1e-12)
 

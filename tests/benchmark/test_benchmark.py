@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.usefixtures('compile_quickly', 'commands_compile_quickly'),
 ]
 
-TASKS = input_batches.NUM_SYNTHETIC_TASKS
+TASKS = len(input_batches.SYNTHETIC_TASKS)
 
 
 def tiny_run(**overrides):

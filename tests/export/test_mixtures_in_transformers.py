@@ -25,7 +25,7 @@ NEW_TOKENS = 12
 TOLERANCE = 1e-4
 LLAMA, QWEN2, QWEN3 = {}, {'qkv_bias': True}, {'qk_norm': True, 'tied': False}
 LLAMA3 = {'rope_scaling': Llama3Scaling(8.0, 1.0, 4.0, 16)}
-MIXTURES = [name for name in METHODS if not method(name).structure.is_mergeable]
+MIXTURES = [name for name in METHODS if method(name).has_router]
 CASES = {
     **{f'Llama {name}': (LLAMA, name, {}) for name in MIXTURES},
     'Llama renormalized': (LLAMA, 'malora', {'renormalize': True}),

@@ -71,6 +71,15 @@ def test_an_exported_adapter_becomes_the_same_model(base, tmp_path, name):
     assert jax.tree.structure(state.adapter) == jax.tree.structure(found.variables['adapter'])
 
 
+@pytest.mark.parametrize(
+    ('method', 'changes'), [('mtl_lora', {'tasks': ('two', 'one')}), ('hydralora', {})]
+)
+def test_parameters_of_tasks_are_not_given_to_others(base, tmp_path, method, changes):
+    write_adapter(restored_model('mtl_lora', *base), tmp_path / 'out')
+    with pytest.raises(UserError, match='of the tasks one, two, in this order, and this run has'):
+        started(tmp_path / 'out', base, tiny_model(small_method(method, **changes)))
+
+
 @pytest.mark.parametrize('changes', [{'alpha': 5.0}, {'rank_stabilized': True}])
 def test_another_factor_of_the_update_changes_nothing(base, tmp_path, changes):
     found = restored_model('dora', *base)
@@ -116,6 +125,7 @@ def loss_by_task(model: Decoder, variables) -> np.ndarray:
         ('malora', {'rank': 8, 'top_k': 4}, 1e-4),
         ('malora', {'rank': 8, 'num_experts': 1, 'top_k': 1}, 1e-4),
         ('hydralora', {'rank': 8, 'shared_rank': 8}, 1e-4),
+        ('mtl_lora', {'rank': 9, 'shared_rank': 9}, 1e-4),
         ('hydralora', {'rank': 11, 'shared_rank': 11, 'alpha': 3.0}, 1e-4),
         ('hydralora_top2', {'rank': 8, 'shared_rank': 8}, 1e-4),
         ('alora', {'rank': 9, 'shared_rank': 9}, 1e-4),

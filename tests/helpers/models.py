@@ -81,6 +81,14 @@ _SIZES: dict[str, dict[str, Any]] = {
     'flylora': dict(num_experts=8, shared_rank=8, top_k=3),
     'align_lora': dict(rank=8),
     'remix': dict(num_experts=4, rank=3),
+    'mtl_lora': dict(
+        num_experts=4,
+        top_k=4,
+        rank=5,
+        shared_rank=5,
+        tasks=('one', 'two'),
+        task_temperature=0.5,
+    ),
     'moslora': dict(rank=8, shared_rank=8),
     'comol': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
     'd2mora': dict(num_experts=4, top_k=4, rank=3, num_up_experts=8),
@@ -185,16 +193,28 @@ def unpack_batch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def hidden_states(model: Decoder, variables: Any, tokens, positions, segments) -> jax.Array:
-    return model.apply(variables, tokens, positions, segments)[0]
+def hidden_states(
+    model: Decoder, variables: Any, tokens, positions, segments, tasks=0
+) -> jax.Array:
+    groups_NG = groups_of(model, jnp.broadcast_to(tasks, tokens.shape))
+    return model.apply(variables, tokens, positions, segments, groups_NG)[0]
 
 
-def logits_of(model: Decoder, variables: Any, tokens, positions=None, segments=None) -> np.ndarray:
-    """Return the logits (B, T, V); by default each row is one example."""
+def groups_of(model: Decoder, tasks_BT) -> jax.Array | None:
+    """Return the one-hot task of each token; None if the adapter has no parameters for tasks."""
+    if model.adapter is None or not model.adapter.tasks:
+        return None
+    return jax.nn.one_hot(tasks_BT.reshape(-1), len(model.adapter.tasks))
+
+
+def logits_of(
+    model: Decoder, variables: Any, tokens, positions=None, segments=None, tasks=0
+) -> np.ndarray:
+    """Return the logits (B, T, V); by default each row is one example of the first task."""
     tokens = jnp.asarray(tokens)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
     if segments is None:
         segments = jnp.ones_like(tokens)
-    hidden_BTD = hidden_states(model, variables, tokens, positions, segments)
+    hidden_BTD = hidden_states(model, variables, tokens, positions, segments, tasks)
     return np.asarray(hidden_BTD @ output_head(model.config, variables['params']).T)

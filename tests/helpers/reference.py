@@ -130,7 +130,14 @@ def scale(config: AdapterConfig):
     return config.alpha / (np.sqrt(rank) if config.rank_stabilized else rank)
 
 
-def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routings=None):
+def task_matrix(t, leaves, config: AdapterConfig):
+    """Return the unscaled m × n matrix of task t of MTL-LoRA: Σ_i softmax(w_t / τ)_i B_i Λ_t A."""
+    weights = softmax(leaves['task_weights'][t] / settings_of(config).task_temperature)
+    B = sum(weight * B_i.T for weight, B_i in zip(weights, leaves['up'], strict=True))
+    return B @ leaves['core'][t].T @ leaves['shared_down'].T
+
+
+def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routings=None, tasks=None):
     """Return the scaled update (α / r) Δ(x) or (α / √r) Δ(x) of every token, (N, m).
 
     GOAT subtracts its residual, the mean of the initial experts, from x without dropout.
@@ -141,8 +148,13 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routing
         config: Adapter configuration.
         dropped_ND: Inputs of the experts after dropout; None = no dropout.
         routings: Routing of each token; computed by default.
+        tasks: Task of each token, for MTL-LoRA; -1 for padding, whose update is zero.
     """
     dropped_ND = x_ND if dropped_ND is None else dropped_ND
+    if config.tasks:
+        matrices = [task_matrix(t, leaves, config) for t in range(len(config.tasks))]
+        rows = [(t >= 0) * matrices[t] @ x for t, x in zip(tasks, dropped_ND, strict=True)]
+        return scale(config) * np.stack(rows)
     if settings_of(config).num_up_experts:
         both = zip(x_ND, dropped_ND, strict=True)
         return np.stack([two_router_update(*each, leaves, config) for each in both])
@@ -180,12 +192,12 @@ def column_norms(W, leaves, config: AdapterConfig):
     return np.linalg.norm(W + scale(config) * expert_matrix(0, leaves, config), axis=1)
 
 
-def adapted_linear(x_ND, W, leaves, config: AdapterConfig, norms=None, routings=None):
+def adapted_linear(x_ND, W, leaves, config: AdapterConfig, norms=None, routings=None, tasks=None):
     """Return W x + (α / r) Δ(x) of every token; DoRA multiplies it by m / ‖W + (α/r) B A‖.
 
     `norms` replaces the norm, which has no gradient: finite differences hold it fixed.
     """
-    y = x_ND @ W.T + adapter_update(x_ND, leaves, config, routings=routings)
+    y = x_ND @ W.T + adapter_update(x_ND, leaves, config, routings=routings, tasks=tasks)
     if not settings_of(config).magnitude:
         return y
     if norms is None:

@@ -103,9 +103,15 @@ class ReferenceDecoder:
         self.fixed_norms, self.orders = fixed_norms or {}, orders or {}
 
     def __call__(
-        self, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        segments: np.ndarray,
+        tasks: np.ndarray | None = None,
     ) -> ReferenceOutputs:
-        """Run the decoder on packed rows; all arguments are (B, T)."""
+        """Run the decoder on packed rows; all arguments are (B, T), and all tasks 0 by default."""
+        tasks = np.zeros_like(tokens) if tasks is None else tasks
+        self.tasks = np.where(segments > 0, tasks, -1).reshape(-1)
         self.inputs, self.routings, self.routers = {}, {}, {}
         self.projected, self.norms, self.similarities = {}, {}, {}
         weights, shape = self.weights, tokens.shape
@@ -127,7 +133,8 @@ class ReferenceDecoder:
 
     def loss(self, batch: dict[str, np.ndarray]) -> ReferenceLosses:
         """Return the losses of packed rows; padding does not count in the load-balancing loss."""
-        outputs = self(batch['inputs'], batch['positions'], batch['segment_ids'])
+        arrays = (batch[key] for key in ('inputs', 'positions', 'segment_ids', 'task_ids'))
+        outputs = self(*arrays)
         nll = token_nll(outputs, batch).sum() / batch['loss_mask'].sum()
         adapter, balance = self.adapter, 0.0
         real = batch['segment_ids'].reshape(-1) > 0
@@ -163,10 +170,11 @@ class ReferenceDecoder:
         if adapter is not None and name in adapter.targets:
             adapter, leaves = self._of_layer(adapter, leaves, int(path.split('/')[1]))
             self.inputs[path] = x
+            routings = None
             if path in self.orders:
                 sampled = self.orders[path]
                 routings = [reference.sampled_routing(order, adapter) for order in sampled]
-            else:
+            elif not adapter.tasks:
                 routings = [reference.token_routing(each, each, leaves, adapter) for each in x]
             if adapter.has_router:
                 self.routings[path] = routings
@@ -179,7 +187,7 @@ class ReferenceDecoder:
             if adapter.structure.kernel_dependent:
                 self.norms[path] = reference.column_norms(W, leaves, adapter)
             norms = self.fixed_norms.get(path)
-            y = reference.adapted_linear(x, W, leaves, adapter, norms, routings)
+            y = reference.adapted_linear(x, W, leaves, adapter, norms, routings, self.tasks)
         return y + leaves['bias'] if 'bias' in leaves else y
 
     def _of_layer(
@@ -264,11 +272,12 @@ def choice_scores(outputs: ReferenceOutputs, segments: np.ndarray) -> np.ndarray
 def routing_margin(choice_ME: np.ndarray, router: RouterConfig) -> float:
     """Return the smallest gap in score between the last chosen and the first other expert.
 
-    With a threshold, this is the smallest distance of a score from zero.
+    With a threshold, this is the smallest distance of a score from zero. It is infinite if no
+    token chooses.
     """
     if router.scores == 'threshold':
         return np.abs(choice_ME).min()
-    if choice_ME.shape[-1] == router.top_k:
+    if not len(choice_ME) or choice_ME.shape[-1] == router.top_k:
         return np.inf
     ordered = -np.sort(-choice_ME, axis=-1)
     return (ordered[:, router.top_k - 1] - ordered[:, router.top_k]).min()

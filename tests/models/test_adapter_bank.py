@@ -8,6 +8,7 @@ from malora_jax.models import Decoder
 from malora_jax.models.adapter_bank import bank_adapters
 from malora_jax.models.decoder import output_head
 from malora_jax.models.engine import Engine, GenerationRequest
+from malora_jax.models.task_lora import task_lora
 from tests.helpers.models import (
     METHOD_NAMES,
     logits_of,
@@ -80,7 +81,9 @@ def test_one_adapter(name):
     base = logits_of(tiny_model(), {'params': variables['params']}, TOKENS)
     assert np.abs(expected - base).max() > 0.1
     adapters = np.array([0, 0, 1, 0, 0, 0, 0, 0, 0])
-    found = banked_logits([(model, variables)], adapters)
+    # An adapter with parameters for each task has a LoRA for each, here for the first.
+    first = (*model.adapter.tasks, '')[0]
+    found = banked_logits([task_lora(model, variables, first)], adapters)
     assert_close(found[adapters == 0], expected[adapters == 0])
     assert_close(found[2], base[2])
 

@@ -16,6 +16,7 @@ from malora_jax.models import Decoder
 from malora_jax.models.config import Llama3Scaling
 from tests.helpers.models import (
     STRUCTURES,
+    groups_of,
     hidden_states,
     packed_batch,
     random_variables,
@@ -81,12 +82,18 @@ def adapters(draw) -> AdapterConfig:
     num_experts, rank = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     top_k = draw(st.integers(1, num_experts))
     subspace = draw(st.sampled_from([None, *SUBSPACES]))
+    if subspace == 'ranks':
+        rank = 1
     shared_rank = {
         None: 0,
         'own': num_experts * draw(st.integers(1, 2)),
-        **dict.fromkeys(('heads', 'tails', 'both'), rank),
+        'ranks': num_experts,
+        **dict.fromkeys(('heads', 'tails', 'both', 'tasks'), rank),
     }.get(subspace, rank + draw(st.integers(0, 3)))
-    gates = ['plain'] + ['equal_gates'] * (num_experts > 1) + ['renormalize'] * (top_k > 1)
+    if subspace == 'tasks':
+        top_k = num_experts
+    has_router = subspace != 'tasks' and num_experts > 1
+    gates = ['plain'] + ['equal_gates'] * has_router + ['renormalize'] * (has_router and top_k > 1)
     chosen = draw(st.sampled_from(gates))
     return AdapterSettings(
         num_experts=num_experts,
@@ -100,6 +107,7 @@ def adapters(draw) -> AdapterConfig:
         **({} if chosen == 'plain' else {chosen: True}),
         # With equal gates for all experts, the router would get no gradient.
         frozen=('router',) if chosen == 'equal_gates' and top_k == num_experts else (),
+        tasks=('a', 'b') if subspace == 'tasks' else (),
         targets=tuple(draw(st.sets(st.sampled_from(LINEARS), min_size=1))),
     ).build()
 
@@ -136,7 +144,8 @@ def test_jit_changes_nothing(name):
     model, variables = decided(name)
     compiled = np.asarray(hidden_states(model, variables, *ARRAYS))[REAL]
     with jax.disable_jit():
-        plain = np.asarray(model.apply(variables, *ARRAYS)[0])[REAL]
+        groups_NG = groups_of(model, np.zeros(REAL.shape, int))
+        plain = np.asarray(model.apply(variables, *ARRAYS, groups_NG)[0])[REAL]
     np.testing.assert_allclose(plain, compiled, rtol=0, atol=3e-5)
 
 

@@ -43,6 +43,8 @@ def settings(weights, method, **changes):
     """Return configs of three runs that differ in everything that may differ."""
     if method == 'dora':
         changes |= {'adapter__num_experts': 1}
+    if method == 'mtl_lora':
+        changes |= {'adapter__top_k': 4}
     return [
         toy_run_config(weights, method, **changes, **dict(zip(DIFFERENT, values, strict=True)))
         for values in zip(*DIFFERENT.values(), strict=True)
@@ -56,18 +58,20 @@ MALORA_RANKS = (
     {'rank': 5, 'shared_rank': 6},
     {'rank': 2, 'shared_rank': 4},
 )
+MTL_LORA_RANKS = tuple({'rank': rank, 'shared_rank': rank} for rank in (3, 5, 2))
 
 
 @pytest.mark.parametrize(
     'method, ranks',
     [
         *(('lora', ()), ('dora', ()), ('malora', ())),
-        *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS)),
+        *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS), ('mtl_lora', MTL_LORA_RANKS)),
         *(('d2mora', MOLORA_RANKS), ('goat', MOLORA_RANKS)),
     ],
     ids=[
         *('lora', 'dora', 'malora'),
-        *(f'{method} of three ranks' for method in ('molora', 'malora', 'd2mora', 'goat')),
+        *('molora of three ranks', 'malora of three ranks', 'mtl_lora of three ranks'),
+        *('d2mora of three ranks', 'goat of three ranks'),
     ],
 )
 def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):

@@ -66,6 +66,7 @@ LEAVES = {
     'flylora': ({'shared_up'}, {'shared_down', 'balance_bias'}),
     'align_lora': ({'down', 'up'}, set()),
     'remix': ({'router', 'down', 'up'}, set()),
+    'mtl_lora': ({'shared_down', 'core', 'up', 'task_weights'}, set()),
     'moslora': ({'shared_down', 'core', 'shared_up'}, set()),
     'comol': ({'router', 'shared_down', 'core', 'shared_up'}, set()),
     'd2mora': ({'router', 'down', 'up_router', 'up'}, set()),

@@ -41,6 +41,8 @@ ROWS = [
     ('flylora', {}, 157_286_400, 128_999_424, 2.334, 2.239),
     ('align_lora', {}, 143_130_624, 0, 2.124, 2.080),
     ('remix', {}, 151_191_552, 0, 2.244, 2.194),
+    # A and Λ of six tasks, three B_i, and their weights.
+    ('mtl_lora', {}, 141_860_736, 0, 2.105, 2.062),
     ('moslora', {}, 143_917_056, 0, 2.136, 2.091),
     ('comol', {}, 149_520_384, 0, 2.219, 2.171),
     # 32 layers of 3 · 12 columns of A and 3 of the router for 31488 inputs, 8 · 12 columns of B for
@@ -76,9 +78,10 @@ def test_parameters_on_llama2_7b_to_the_last_digit(row):
     }
     assert sum(by_group.values()) == trainable + frozen
     # One router per linear: 32 layers of five linears with 4096 inputs and one with 11008.
-    without = dict.fromkeys(('lora', 'dora', 'asylora', 'align_lora', 'moslora', 'flylora'), 0)
+    without = ('lora', 'dora', 'asylora', 'align_lora', 'mtl_lora', 'moslora', 'flylora')
     # CoMoL's routers read 64 activations; D²MoRA's have 3 outputs.
-    routers = without | {'comol': 32 * 6 * 8 * 64, 'd2mora': 32 * 3 * (5 * 4096 + 11008)}
+    routers = dict.fromkeys(without, 0) | {'comol': 32 * 6 * 8 * 64}
+    routers |= {'d2mora': 32 * 3 * (5 * 4096 + 11008)}
     experts = settings.get('num_experts', 44 if method == 'smora' else 8)
     assert by_group.get('router', 0) == routers.get(method, 32 * experts * (5 * 4096 + 11008))
 
@@ -149,6 +152,8 @@ PRODUCTS = {
     'hydralora': (4 * 416 + 5 * 416 + 20 * 384, 0),
     'alora': (4 * 416 + 20 * 416 + 5 * 384, 0),
     'moslora': (8 * 416 + 6 * 8 * 8 + 8 * 384, 0),
+    # Each token is multiplied with the cores and the weights of both tasks.
+    'mtl_lora': (5 * 416 + 6 * 2 * (5 * 5 + 4) + 4 * 5 * 384, 0),
     # The routers read 5 activations.
     'comol': (6 * 5 * 4 + 5 * 416 + 6 * 4 * 5 * 5 + 5 * 384, 0),
     # The last column of a router is its threshold.

@@ -96,7 +96,7 @@ def test_losses_of_each_task_by_hand(name):
     model = without_dropout(name)
     variables = random_variables(model)
     metrics, _ = metrics_and_gradients(model, variables, BATCH)
-    arrays = (BATCH[key] for key in ('inputs', 'positions', 'segment_ids'))
+    arrays = (BATCH[key] for key in ('inputs', 'positions', 'segment_ids', 'task_ids'))
     logits = np.float64(logits_of(model, variables, *arrays))
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     nll = -np.take_along_axis(log_probs, BATCH['targets'][..., None], axis=-1)[..., 0]

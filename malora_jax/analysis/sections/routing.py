@@ -58,8 +58,9 @@ def routing_section(run: LoadedRun, output: pathlib.Path, max_questions: int) ->
     name = f'routing-{run.file_name}'
     title = f'Routing of {run.name}'
     if not run.run_config.adapter.has_router:
+        experts = '' if run.run_config.adapter.tasks else 'one expert and '
         text = (
-            f'{run.method} has one expert and no router: there is no routing to show. For its '
+            f'{run.method} has {experts}no router: there is no routing to show. For its '
             'projections, see the sections above.'
         )
         return Section(name, title, [Text(text)], None)

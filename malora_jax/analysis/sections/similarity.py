@@ -90,7 +90,9 @@ def _compared_run(run: LoadedRun) -> ComparedRun:
     adapter = run.run_config.adapter
     # Only runs with the same method and rank are compared.
     method_and_rank = f'{run.method} (rank {adapter.structure.rank})'
-    return ComparedRun(run.name, method_and_rank, frozenset(run.tasks), adapter.num_experts)
+    # An adapter with parameters for each task has the projections of each task.
+    num_experts = len(adapter.tasks) or adapter.num_experts
+    return ComparedRun(run.name, method_and_rank, frozenset(run.tasks), num_experts)
 
 
 def _projections(weights: Sequence[AdapterWeights], names: Sequence[str]) -> Iterator[Any]:
