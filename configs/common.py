@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from malora_jax.adapters import method
-from malora_jax.adapters.methods import settings_of
+from malora_jax.adapters.settings import settings_of
 
 
 def base_config(method_name: str) -> ConfigDict:

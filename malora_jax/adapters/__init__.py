@@ -9,7 +9,8 @@ linear layer) and `methods` (settings of each named method).
 from malora_jax.adapters.config import AdapterConfig
 from malora_jax.adapters.low_rank import LowRankExperts
 from malora_jax.adapters.magnitude import Magnitude
-from malora_jax.adapters.methods import METHODS, AdapterSettings, method
+from malora_jax.adapters.methods import METHODS, method
+from malora_jax.adapters.settings import AdapterSettings
 
 __all__ = [
     'METHODS',

@@ -6,7 +6,7 @@ from typing import Any
 from malora_jax import markdown
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.base_structure import SubspaceStructure
-from malora_jax.adapters.methods import replace_settings
+from malora_jax.adapters.settings import replace_settings
 from malora_jax.benchmark.timed_steps import BASE
 
 # Values of the varied adapter field, by field name. The number of active experts per token (top-k

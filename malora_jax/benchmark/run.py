@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import METHODS, method
-from malora_jax.adapters.methods import with_tasks
+from malora_jax.adapters.settings import with_tasks
 from malora_jax.benchmark import adapter_sizes, compiler_estimates, input_batches, report, timing
 from malora_jax.benchmark.machine import machine
 from malora_jax.benchmark.timed_steps import BASE, compile_base_step, compile_method_step

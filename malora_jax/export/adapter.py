@@ -20,7 +20,7 @@ from flax.traverse_util import unflatten_dict
 
 from malora_jax import __version__, data, errors, files
 from malora_jax.adapters import AdapterSettings
-from malora_jax.adapters.methods import migrate_settings, settings_of
+from malora_jax.adapters.settings import migrate_settings, settings_of
 from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.export import fingerprints, tokenizer_files
 from malora_jax.export.directory import atomic_directory

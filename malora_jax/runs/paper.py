@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from malora_jax.adapters import AdapterSettings, method
-from malora_jax.adapters.methods import settings_of
+from malora_jax.adapters.settings import settings_of
 
 BASE_MODEL = 'llama2-7b'
 _INTER = ('medmcqa', 'humaneval', 'gsm8k', 'phrasebank', 'arc_challenge', 'arc_easy', 'e2e_nlg')

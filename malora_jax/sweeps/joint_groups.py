@@ -7,7 +7,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from malora_jax.adapters.methods import replace_settings
+from malora_jax.adapters.settings import replace_settings
 from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import CONFIG_FIELDS
 

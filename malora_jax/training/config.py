@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from malora_jax import data, errors
 from malora_jax.adapters import METHODS, AdapterConfig, AdapterSettings, method
 from malora_jax.adapters.base_structure import PARAMETER_KINDS
-from malora_jax.adapters.methods import settings_of, with_tasks
+from malora_jax.adapters.settings import settings_of, with_tasks
 from malora_jax.distributed.mesh import MeshConfig
 from malora_jax.models import ModelConfig, attention_backends
 from malora_jax.models.decoder import REMAT_POLICIES

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from malora_jax import errors, files
-from malora_jax.adapters.methods import migrate_settings
+from malora_jax.adapters.settings import migrate_settings
 from malora_jax.training.run_files import REMEDY
 
 FORMAT = 2

@@ -12,7 +12,7 @@ import jax
 
 from malora_jax.adapters import AdapterConfig, trees
 from malora_jax.adapters.base_structure import Axis
-from malora_jax.adapters.methods import settings_of
+from malora_jax.adapters.settings import settings_of
 from malora_jax.adapters.structures import DoRA
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables

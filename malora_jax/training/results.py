@@ -12,7 +12,7 @@ import numpy as np
 from malora_jax import cloud_storage, files
 from malora_jax.adapters import AdapterConfig, load_balancing
 from malora_jax.adapters.config import LINEARS
-from malora_jax.adapters.methods import settings_of
+from malora_jax.adapters.settings import settings_of
 from malora_jax.distributed import hosts
 from malora_jax.evaluation import runner
 from malora_jax.training import run_files

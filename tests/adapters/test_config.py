@@ -6,7 +6,7 @@ import pytest
 
 from malora_jax import errors
 from malora_jax.adapters import METHODS, method
-from malora_jax.adapters.methods import migrate_settings, settings_of
+from malora_jax.adapters.settings import migrate_settings, settings_of
 
 
 def settings(name, **overrides):

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from malora_jax.adapters import METHODS, LowRankExperts, method
 from malora_jax.adapters.initializers import kaiming_uniform, shared_subspace
-from malora_jax.adapters.methods import with_tasks
+from malora_jax.adapters.settings import with_tasks
 
 INPUTS, EXPERTS, RANK, SHARED = 576, 8, 12, 32
 

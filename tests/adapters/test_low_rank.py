@@ -18,7 +18,7 @@ from malora_jax.adapters import (
     method,
 )
 from malora_jax.adapters.low_rank import project_input
-from malora_jax.adapters.methods import SUBSPACES, replace_settings
+from malora_jax.adapters.settings import SUBSPACES, replace_settings, with_tasks
 from tests.helpers import reference
 from tests.helpers.reference_decoder import routing_margin
 

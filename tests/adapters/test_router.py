@@ -12,9 +12,9 @@ from malora_jax import errors
 from malora_jax.adapters import LowRankExperts, load_balancing, method, routers
 from malora_jax.adapters.load_balancing import update_biases
 from malora_jax.adapters.low_rank import project_input
-from malora_jax.adapters.methods import replace_settings
 from malora_jax.adapters.routers import BALANCE_BIAS
 from malora_jax.adapters.scores import SCORES
+from malora_jax.adapters.settings import replace_settings
 from tests.helpers import reference
 
 

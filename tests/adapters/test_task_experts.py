@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from malora_jax.adapters import LowRankExperts, method
-from malora_jax.adapters.methods import replace_settings, with_tasks
+from malora_jax.adapters.settings import replace_settings, with_tasks
 from malora_jax.adapters.task_experts import TaskExperts
 from malora_jax.errors import UserError
 

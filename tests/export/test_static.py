@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import malora_jax
-from malora_jax.adapters.methods import replace_settings
+from malora_jax.adapters.settings import replace_settings
 from malora_jax.analysis.static_export import static_export
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter

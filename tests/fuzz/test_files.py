@@ -113,7 +113,7 @@ def write_adapter(path: pathlib.Path) -> None:
     from dataclasses import asdict
 
     from malora_jax.adapters import method
-    from malora_jax.adapters.methods import settings_of
+    from malora_jax.adapters.settings import settings_of
 
     manifest = {
         **{'format': 'malora_jax adapter', 'version': 1, 'method': 'lora', 'step': 1},

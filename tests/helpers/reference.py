@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.methods import settings_of
+from malora_jax.adapters.settings import settings_of
 
 
 def softmax(logits):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.methods import replace_settings
 from malora_jax.adapters.routers import RouterConfig
+from malora_jax.adapters.settings import replace_settings
 from malora_jax.models import ModelConfig
 from tests.helpers import reference
 

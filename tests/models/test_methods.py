@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from malora_jax.adapters import AdapterConfig, AdapterSettings
 from malora_jax.adapters.config import LINEARS
-from malora_jax.adapters.methods import SUBSPACES
+from malora_jax.adapters.settings import SUBSPACES
 from malora_jax.models import Decoder
 from malora_jax.models.config import Llama3Scaling
 from tests.helpers.models import (

@@ -10,7 +10,7 @@ import pytest
 
 from configs import intra_domain_small
 from malora_jax.adapters import trees
-from malora_jax.adapters.methods import replace_settings
+from malora_jax.adapters.settings import replace_settings
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables

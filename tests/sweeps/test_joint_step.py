@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from malora_jax.adapters import trees
-from malora_jax.adapters.methods import settings_of
+from malora_jax.adapters.settings import settings_of
 from malora_jax.sweeps import joint
 from malora_jax.sweeps.joint import initial_state
 from malora_jax.sweeps.joint_groups import joint_groups, with_largest_ranks

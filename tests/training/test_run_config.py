@@ -10,7 +10,7 @@ import pytest
 
 from configs.common import base_config
 from malora_jax.adapters import method, trees
-from malora_jax.adapters.methods import settings_of, with_tasks
+from malora_jax.adapters.settings import settings_of, with_tasks
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder, preset
 from malora_jax.models.decoder import abstract_variables
