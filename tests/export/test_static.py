@@ -55,7 +55,8 @@ def difference(one, other) -> float:
     return float(np.abs(logits[0] - logits[1]).max())
 
 
-@pytest.mark.parametrize('name', ROUTED)
+# SMoRA and FlyLoRA have more than four experts, and a bias that needs a choice among them.
+@pytest.mark.parametrize('name', [name for name in ROUTED if small_method(name).num_experts == 4])
 def test_with_constant_gates_it_is_the_mixture(setup, name):
     same = mixture(setup, name, top_k=4)
     found = static_export(setup, same)
