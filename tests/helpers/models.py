@@ -77,8 +77,9 @@ _SIZES: dict[str, dict[str, Any]] = {
     'hydralora_top2': dict(num_experts=4, rank=5, shared_rank=5),
     'alora': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
     'adamole': dict(num_experts=4, top_k=4, rank=3),
-    'smora': dict(num_experts=6, shared_rank=6, top_k=2),
-    'flylora': dict(num_experts=8, shared_rank=8, top_k=3),
+    # The gates sum to K.
+    'smora': dict(num_experts=6, shared_rank=6, top_k=2, alpha=1.0),
+    'flylora': dict(num_experts=8, shared_rank=8, top_k=3, alpha=0.4),
     'align_lora': dict(rank=8),
     'remix': dict(num_experts=4, rank=3),
     'mtl_lora': dict(
