@@ -20,7 +20,8 @@ class TrainState(struct.PyTreeNode):
     Attributes:
         step: () int32, number of optimizer steps made.
         adapter: Trainable leaves of the adapter, float32.
-        adapter_frozen: Frozen leaves of the adapter.
+        adapter_frozen: Leaves of the adapter that the optimizer does not train: frozen ones, and
+            biases that balance the load of experts.
         opt_state: State of the optimizer, which updates only `adapter`.
     """
 

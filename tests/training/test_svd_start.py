@@ -6,20 +6,16 @@ import pytest
 
 from malora_jax import training
 from malora_jax.adapters import trees
-from malora_jax.files import read_json_lines
 from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.base_model import load_base
 from malora_jax.models.quantize import QuantizedKernel
-from malora_jax.training import metrics, run_config, svd_start, training_run
-from malora_jax.training.checkpoint import Checkpoints
+from malora_jax.training import svd_start, training_run
 from malora_jax.training.optimizer import make_optimizer
-from malora_jax.training.setup import build_setup
 from malora_jax.training.state import TrainState, create_state
+from tests.helpers.interrupted_runs import assert_runs_are_equal, train_until
 from tests.helpers.models import logits_of, prompts, small_method
 from tests.helpers.runs import toy_run_config
 from tests.helpers.steps import ADAMW
-
-TIMES = ('tokens_per_second', 'train_time_s')
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
@@ -132,40 +128,15 @@ def config_of(weights):
     return toy_run_config(weights, 'goat')
 
 
-def last_state(workdir, weights) -> TrainState:
-    setup = build_setup(run_config(config_of(weights)))
-    with Checkpoints(workdir / 'checkpoints') as checkpoints:
-        return checkpoints.restore_state(setup.fresh_state())
-
-
 @pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_weights, tmp_path, monkeypatch):
     """It takes all leaves from the checkpoint, and decomposes nothing."""
     results = training.train(config_of(tiny_weights), tmp_path / 'whole')
     assert results['parameters']['frozen_in_adapter'] > 0
-    write = metrics.MetricWriter.write
-
-    def fail(self, record):
-        if record['step'] == 4:
-            raise KeyboardInterrupt
-        write(self, record)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics.MetricWriter, 'write', fail)
-        with pytest.raises(KeyboardInterrupt):
-            training.train(config_of(tiny_weights), tmp_path / 'stopped')
+    train_until(config_of(tiny_weights), tmp_path / 'stopped', step=4)
     monkeypatch.setattr(training_run, 'svd_start', None)
     training.train(config_of(tiny_weights), tmp_path / 'stopped')
-    whole, stopped = (last_state(tmp_path / name, tiny_weights) for name in ('whole', 'stopped'))
-    jax.tree.map(np.testing.assert_array_equal, whole, stopped)
-    records = [
-        [
-            {key: value for key, value in record.items() if key not in TIMES}
-            for record in read_json_lines(tmp_path / name / 'metrics.jsonl')
-        ]
-        for name in ('whole', 'stopped')
-    ]
-    assert records[0] == records[1]
+    whole = assert_runs_are_equal(config_of(tiny_weights), tmp_path / 'whole', tmp_path / 'stopped')
     # The residual is that of the start, and the experts have left it.
     leaves = trees.linear_leaves(whole.variables({}), 'q')
     assert leaves['residual_up'].any()
