@@ -44,10 +44,10 @@ class RouterConfig:
         balance_weight: Coefficient of the load-balancing loss; 0.01 in the paper's tables.
         scores: Scores of the experts, a key of `scores.SCORES`: 'softmax' of the logits, as in the
             paper; 'sigmoid' of each logit; 'threshold', the softmax minus a trained threshold, for
-            the experts that are above it; or 'magnitude', |A x| of single ranks, for which the
-            router has no weight.
+            the experts that are above it; or 'magnitude', the absolute value of each entry
+            of A x, for which the router has no weight.
         sum_to_k: Whether renormalized or equal gates are multiplied by K, so that they sum to K.
-        bias_rate: Change of the balancing bias per step, u: see `balance_bias`. 0 for no bias.
+        bias_rate: Change of the balancing bias per step, u: see `load_balancing`. 0 for no bias.
         samples: Number of independent selections that a training step samples for each token; 0 if
             every token uses its top-k experts in training, too.
 
