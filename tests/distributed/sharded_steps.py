@@ -17,6 +17,7 @@ import optax
 
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.base_structure import SubspaceStructure
+from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.distributed import hlo, sharding
 from malora_jax.distributed.mesh import MeshConfig, use_mesh
 from malora_jax.models.decoder import Decoder, abstract_variables
@@ -95,6 +96,9 @@ def method_with_distinct_ranks(name: str) -> AdapterConfig:
     Shapes alone then identify the arrays that collectives send.
     """
     structure, shared = small_method(name).structure, 0
+    if isinstance(structure, RankExperts):
+        # Seven ranks on each of four devices.
+        return small_method(name, dropout=0.05, num_experts=28, shared_rank=28)
     if isinstance(structure, SubspaceStructure):
         shared = 20 if name == 'malora_unshared' else 10
     elif structure.subspace_rank:
