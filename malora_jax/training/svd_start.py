@@ -8,13 +8,13 @@ import functools
 import os
 import pathlib
 import time
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax.traverse_util import unflatten_dict
 
 from malora_jax import files
@@ -49,7 +49,10 @@ def svd_start(state: TrainState, model: Decoder, params: Any) -> TrainState:
     with hosts.progress_bar('singular directions', kernels, 'kernel') as bar:
         bar.update(0)
         for target in adapter.targets:
-            linear, path = params['layers'][parent_module(target)][target], cache / f'{target}.npz'
+            linear, path = (
+                params['layers'][parent_module(target)][target],
+                cache / f'{target}.safetensors',
+            )
             directions = _read(path)
             if directions is None:
                 directions = _decompose(structure, model, linear)
@@ -109,9 +112,8 @@ def _read(path: pathlib.Path) -> SingularDirections | None:
     if jax.process_count() > 1:
         return None
     try:
-        with np.load(path) as arrays:
-            return SingularDirections(**arrays)
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile):
+        return SingularDirections(**safetensors.numpy.load_file(path))
+    except (OSError, TypeError, safetensors.SafetensorError):
         return None
 
 
@@ -119,10 +121,13 @@ def _write(path: pathlib.Path, directions: SingularDirections) -> None:
     if jax.process_count() > 1:
         return
     # Runs that start at the same time write different files.
-    temporary = path.with_name(f'.{path.stem}.{os.getpid()}.npz')
+    temporary = path.with_name(f'.{path.stem}.{os.getpid()}.safetensors')
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        np.savez(temporary, **directions._asdict())
+        safetensors.numpy.save_file(
+            {name: np.ascontiguousarray(each) for name, each in directions._asdict().items()},
+            temporary,
+        )
         os.replace(temporary, path)
     except OSError as error:
         print(f'The singular directions are not cached: {error}.', flush=True)

@@ -109,7 +109,7 @@ def test_a_second_run_reads_the_cache(tiny_weights, decompositions, cache):
     jax.tree.map(np.testing.assert_array_equal, first, second)
     started(tiny_weights, rank=2)
     assert len(decompositions) == 2 * 6 * 2
-    broken = next(cache.rglob('gate.npz'))
+    broken = next(cache.rglob('gate.safetensors'))
     broken.write_bytes(broken.read_bytes()[:100])
     started(tiny_weights, rank=2)
     started(tiny_weights)
