@@ -62,12 +62,9 @@ def _mixture_tensors(trained: TrainedModel) -> dict[str, np.ndarray]:
     """Return the tensors of all experts and routers, float32, by name."""
     tensors = {}
     for target, experts in mixture.dense_experts(trained):
-        stacked = {
-            'down': experts.stacked_down(),
-            'up': experts.stacked_up(),
-            'router': experts.router.swapaxes(1, 2),
-        }
-        for leaf, array in stacked.items():
+        stacked = experts.stacked_down(), experts.stacked_up(), experts.router.swapaxes(1, 2)
+        # The other fields are None.
+        for leaf, array in zip(experts._fields, stacked, strict=False):
             for layer, value in enumerate(array):
                 name = f'{huggingface_names.module_name(target).format(layer)}.{leaf}.weight'
                 tensors[name] = np.ascontiguousarray(value, np.float32)

@@ -248,6 +248,11 @@ def _place_leaf(
             f'needs {fresh.shape}: choose the adapter.rank, shared_rank and num_experts that the '
             'adapter was trained with.'
         )
-    if PARAMETER_KINDS[path.rsplit('/', 1)[-1]][0] == 'up':
+    # A frozen residual has an up-projection, too.
+    kind, up_kind = (
+        PARAMETER_KINDS[name][0]
+        for name in (path.rsplit('/', 1)[-1], adapter.structure.factors[-1])
+    )
+    if kind == up_kind:
         trained = trained * np.float32(scale / adapter.scale)
     return jax.device_put(trained, fresh.sharding)
