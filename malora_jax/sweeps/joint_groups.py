@@ -23,7 +23,8 @@ def joint_groups(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     The configs of a group differ only in the ranks, in beta, and in the hyperparameters that are
     arguments of the compiled training step: seed, learning rates, weight decay, gradient clipping,
     alpha, dropout rate and load-balancing weight. Dropout, the load-balancing loss and the shared
-    subspace are each present in all runs of a group or in none.
+    subspace are each present in all runs of a group or in none. Runs of GOAT also have the same
+    rank.
 
     Args:
         configs: Configs as written in configs/, by run name.
@@ -36,6 +37,9 @@ def joint_groups(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         fields = flatten_dict(dict(config), sep='.')
         shared = {field: value for field, value in fields.items() if field not in _FREE_FIELDS}
         shared |= {field: fields[field] > 0 for field in _SWITCHES}
+        if fields.get('adapter.start') == 'svd':
+            # The factor of GOAT's update depends on the rank, also at equal scales.
+            shared['adapter.rank'] = fields['adapter.rank']
         groups.setdefault(json.dumps(shared, sort_keys=True, default=str), []).append(name)
     return list(groups.values())
 

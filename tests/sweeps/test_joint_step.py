@@ -64,14 +64,14 @@ MTL_LORA_RANKS = tuple({'rank': rank, 'shared_rank': rank} for rank in (3, 5, 2)
 @pytest.mark.parametrize(
     'method, ranks',
     [
-        *(('lora', ()), ('dora', ()), ('malora', ())),
+        *(('lora', ()), ('dora', ()), ('malora', ()), ('goat', ())),
         *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS), ('mtl_lora', MTL_LORA_RANKS)),
-        *(('d2mora', MOLORA_RANKS), ('goat', MOLORA_RANKS)),
+        ('d2mora', MOLORA_RANKS),
     ],
     ids=[
-        *('lora', 'dora', 'malora'),
+        *('lora', 'dora', 'malora', 'goat'),
         *('molora of three ranks', 'malora of three ranks', 'mtl_lora of three ranks'),
-        *('d2mora of three ranks', 'goat of three ranks'),
+        'd2mora of three ranks',
     ],
 )
 def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
@@ -204,6 +204,15 @@ def test_whether_dropout_and_balance_loss_exist_is_the_same_in_a_group(field, ti
         for value in (0.1, 0.0, 0.2)
     }
     assert joint_groups(configs) == [['0.1', '0.2'], ['0.0']]
+
+
+def test_runs_of_goat_with_different_ranks_are_not_a_group(tiny_weights):
+    """Besides the scale, the factor of GOAT's update depends on the rank."""
+    configs = {
+        name: toy_run_config(tiny_weights, 'goat', adapter__rank=rank, seed=seed)
+        for seed, (name, rank) in enumerate([('a', 4), ('b', 2), ('c', 4)])
+    }
+    assert joint_groups(configs) == [['a', 'c'], ['b']]
 
 
 def test_the_largest_ranks_with_the_scale_of_each_run(tiny_weights):
