@@ -10,6 +10,10 @@ from malora_jax.adapters.base_structure import PARAMETER_KINDS
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 
+# Labels of `optax.partition`, whose state has an entry for each of them. Checkpoints store these
+# entries: with another label, earlier checkpoints could not be read.
+_PARTITION_LABELS = ('router', 'down', 'shared_down', 'core', 'up', 'shared_up', 'magnitude')
+
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Return the learning rate schedule, as a fraction of the peak learning rate.
@@ -77,13 +81,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def _adamw(
     settings: OptimizerConfig | Hyperparameters, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    rates = {name: getattr(settings, f'{kind}_rate') for name, (kind, _) in PARAMETER_KINDS.items()}
+    rates = {
+        label: getattr(settings, f'{PARAMETER_KINDS[label][0]}_rate') for label in _PARTITION_LABELS
+    }
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.adamw(
             lambda step: settings.learning_rate * schedule(step), weight_decay=settings.weight_decay
         ),
-        optax.partition({name: optax.scale(rate) for name, rate in rates.items()}, _leaf_names),
+        optax.partition({label: optax.scale(rate) for label, rate in rates.items()}, _labels),
     )
 
 
@@ -105,14 +111,17 @@ def with_schedule_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptS
     return optax.tree.set(opt_state, counts_steps, count=step)
 
 
-def _leaf_names(tree: Any) -> Any:
-    """Return a tree of the same structure, with the name of each leaf, such as 'up', in its place.
+def _labels(tree: Any) -> Any:
+    """Return a tree of the same structure, with a label of each leaf, such as 'up', in its place.
 
-    The optimizer finds the learning rate multiplier of a leaf by this name.
+    The optimizer finds the learning rate multiplier of a leaf by this label: its name, or its kind
+    if the name is not a label.
     """
 
-    def name(path: Any, _: Any) -> str:
+    def label(path: Any, _: Any) -> str:
         # The path of a boxed leaf, whose axes have names, ends with a key that is not its name.
-        return next(key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey))
+        name = next(key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey))
+        is_other_name = name not in _PARTITION_LABELS and name in PARAMETER_KINDS
+        return PARAMETER_KINDS[name][0] if is_other_name else name
 
-    return jax.tree_util.tree_map_with_path(name, tree)
+    return jax.tree_util.tree_map_with_path(label, tree)

@@ -87,6 +87,15 @@ def test_every_leaf_of_every_method_has_a_rate(name):
     assert trees.count(moments) == 2 * trees.count(adapter) + 2
 
 
+@pytest.mark.parametrize('name', ['lora', 'malora', 'adamole', 'd2mora', 'mtl_lora'])
+def test_new_names_of_leaves_do_not_change_the_state_in_checkpoints(name):
+    """A checkpoint stores an entry for each label; with others, earlier runs could not be read."""
+    adapter = nn.unbox(abstract_variables(tiny_model(small_method(name))))['adapter']
+    state = jax.eval_shape(make_optimizer(ADAMW, 10).init, adapter)
+    labels = {'router', 'down', 'shared_down', 'core', 'up', 'shared_up', 'magnitude'}
+    assert optax.tree.get(state, 'inner_states').keys() == labels
+
+
 def test_a_leaf_without_a_rate_is_refused():
     with pytest.raises(ValueError, match=r"Parameter labels: \['gain'\]"):
         make_optimizer(ADAMW, 10).init({'q': {'gain': jnp.ones(3)}})
