@@ -47,6 +47,9 @@ PARAMETER_KINDS = {
     'residual_down': ('down', 'down-projections of the residual, A⁰'),
     'residual_up': ('up', 'up-projections of the residual, B⁰'),
 }
+# Labels by which the optimizer finds the learning rate of a parameter: its name, or else its kind.
+# Checkpoints store an entry for each of them: with another label, earlier ones could not be read.
+PARTITION_LABELS = ('router', 'down', 'shared_down', 'core', 'up', 'shared_up', 'magnitude')
 
 
 class Axis(NamedTuple):

@@ -6,13 +6,9 @@ from typing import Any
 import jax
 import optax
 
-from malora_jax.adapters.base_structure import PARAMETER_KINDS
+from malora_jax.adapters.base_structure import PARAMETER_KINDS, PARTITION_LABELS
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.hyperparameters import Hyperparameters
-
-# Labels of `optax.partition`, whose state has an entry for each of them. Checkpoints store these
-# entries: with another label, earlier checkpoints could not be read.
-_PARTITION_LABELS = ('router', 'down', 'shared_down', 'core', 'up', 'shared_up', 'magnitude')
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -82,7 +78,7 @@ def _adamw(
     settings: OptimizerConfig | Hyperparameters, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     rates = {
-        label: getattr(settings, f'{PARAMETER_KINDS[label][0]}_rate') for label in _PARTITION_LABELS
+        label: getattr(settings, f'{PARAMETER_KINDS[label][0]}_rate') for label in PARTITION_LABELS
     }
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
@@ -121,7 +117,7 @@ def _labels(tree: Any) -> Any:
     def label(path: Any, _: Any) -> str:
         # The path of a boxed leaf, whose axes have names, ends with a key that is not its name.
         name = next(key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey))
-        is_other_name = name not in _PARTITION_LABELS and name in PARAMETER_KINDS
+        is_other_name = name not in PARTITION_LABELS and name in PARAMETER_KINDS
         return PARAMETER_KINDS[name][0] if is_other_name else name
 
     return jax.tree_util.tree_map_with_path(label, tree)
