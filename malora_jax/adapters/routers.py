@@ -88,7 +88,6 @@ class RouterConfig:
                 self.samples,
                 '0, or at least 2: the router learns from differences between samples',
             )
-
         if self.scores != 'softmax' and self.gates == 'softmax':
             raise errors.out_of_range(
                 'adapter.renormalize',

@@ -199,10 +199,6 @@ class AdapterSettings:
             'False if num_experts > 1 or shared_rank > 0: the length of a column would depend '
             'on the token',
         )
-        if self.num_up_experts:
-            description = '0 if shared_rank > 0: a second router needs separate up-projections'
-            require(self.shared_rank == 0, 'num_up_experts', self.num_up_experts, description)
-            return D2MoRA(self.num_experts, self.rank, self.num_up_experts)
         require(
             (not self.tasks and self.task_temperature == 1) or self.subspace == 'tasks',
             'tasks' if self.tasks else 'task_temperature',
@@ -217,6 +213,14 @@ class AdapterSettings:
             self.start,
             "'random' with shared_rank > 0, magnitude or identical_start",
         )
+        require(
+            self.num_up_experts == 0 or (self.shared_rank == 0 and self.start != 'svd'),
+            'num_up_experts',
+            self.num_up_experts,
+            "0 if shared_rank > 0 or start is 'svd': a second router needs own up-projections",
+        )
+        if self.num_up_experts:
+            return D2MoRA(self.num_experts, self.rank, self.num_up_experts)
         if self.magnitude:
             return structures.DoRA(rank=self.rank)
         if self.start == 'svd':

@@ -11,9 +11,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.d2mora import D2MoRA
 from malora_jax.adapters.trees import linear_leaves, parent_module
 from malora_jax.errors import UserError
+from malora_jax.export.mixture_limits import check_no_second_router, unsupported_part
 from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
 from malora_jax.models import ModelConfig
 from malora_jax.models.quantize import QuantizedKernel
@@ -36,8 +36,8 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
     check_no_second_router(trained, export_format)
     adapter = trained.model.adapter
     if adapter is None or not adapter.structure.is_mergeable:
-        has_residual = adapter is not None and adapter.structure.num_residual_experts > 0
-        formats = 'static or adapter' if has_residual else 'transformers, vllm, static or adapter'
+        is_supported = adapter is None or not unsupported_part(adapter, trained.method)
+        formats = 'transformers, vllm, static or adapter' if is_supported else 'static or adapter'
         raise UserError(
             f'{trained.method} cannot be exported as {export_format}: its update is not that of '
             f'one LoRA; use --format={formats}, or train '
@@ -45,25 +45,6 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
         )
     check_nonzero_update(trained, export_format)
     return adapter
-
-
-def check_no_second_router(trained: TrainedModel | TrainedAdapter, export_format: str) -> None:
-    """Check that the adapter has no second router, which needs a program that knows it.
-
-    Args:
-        trained: Trained model.
-        export_format: Name of the export format, for the message.
-
-    Raises:
-        UserError: The adapter has a second router.
-    """
-    adapter = trained.model.adapter
-    if adapter is not None and isinstance(adapter.structure, D2MoRA):
-        raise UserError(
-            f'{trained.method} cannot be exported as {export_format}: a second router weights its '
-            'up-projections, so its update is no sum over the experts of one router; use '
-            '--format=adapter, or serve the run with experiments.serve.'
-        )
 
 
 def check_nonzero_update(trained: TrainedModel | TrainedAdapter, export_format: str) -> None:

@@ -7,11 +7,8 @@ from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.dense import DenseExperts, fold
 from malora_jax.errors import UserError
 from malora_jax.export import huggingface_names
-from malora_jax.export.merge import (
-    check_no_second_router,
-    check_nonzero_update,
-    linear_leaves_float64,
-)
+from malora_jax.export.merge import check_nonzero_update, linear_leaves_float64
+from malora_jax.export.mixture_limits import check_no_second_router, unsupported_part
 from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
 
 # Version of the block that `mixture_block` returns.
@@ -60,22 +57,9 @@ def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) ->
             f'{trained.method} is a single LoRA, not a routed mixture: use --format=peft, merged '
             'or adapter.'
         )
-    if adapter.experts_per_layer and export_format != 'static':
-        raise UserError(
-            f'--format={export_format} needs the same number of experts in every layer: '
-            'adapter.experts_per_layer must be ().'
-        )
-    is_softmax = adapter.router.scores == 'softmax' and adapter.router.bias_rate == 0
-    if not is_softmax and export_format != 'static':
-        raise UserError(
-            f'--format={export_format} needs the gates of a softmax without a bias: adapter.scores '
-            "must be 'softmax', and adapter.bias_rate 0. Use --format=static or adapter."
-        )
-    if adapter.structure.num_residual_experts and export_format != 'static':
-        raise UserError(
-            f'--format={export_format} has no place for the frozen residual of {trained.method}, '
-            'which every token uses: use --format=adapter or static.'
-        )
+    part = unsupported_part(adapter, trained.method)
+    if part and export_format != 'static':
+        raise UserError(f'--format={export_format} {part}')
     check_nonzero_update(trained, export_format)
     return adapter
 

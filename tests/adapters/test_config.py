@@ -97,6 +97,13 @@ def test_methods_differ():
         ('remix', {'samples': 0}, 'equal_gates is True; it must be False unless num_experts >'),
         ('malora', {'num_up_experts': 4}, 'num_up_experts is 4; it must be 0 if shared_rank > 0'),
         ('molora', {'num_up_experts': 1}, 'num_up_experts is 1; it must be 0 or at least 2.'),
+        (
+            'd2mora',
+            {'start': 'svd'},
+            'num_up_experts is 8; it must be 0 if shared_rank > 0 or start',
+        ),
+        ('d2mora', {'start': 'sdv'}, "Unknown adapter.start 'sdv': did you mean svd"),
+        ('d2mora', {'tasks': ('a',)}, "it must be () unless subspace is 'tasks'"),
         ('lora', {'num_up_experts': 4}, 'num_experts is 1; it must be at least 2 if num_up'),
         ('d2mora', {'dispatch': True}, "subspace is 'down', num_up_experts is 0"),
         ('d2mora', {'router_input': 'first'}, "router_input is 'first'; it must be 'x' unless"),

@@ -243,22 +243,22 @@ def test_mistakes(base, tmp_path, name, changes, message):
     assert not (tmp_path / 'out').exists()
 
 
+def assert_formats_are_refused(trained, message, output):
+    with pytest.raises(UserError, match=f'--format=transformers {message}'):
+        write_transformers_mixture(trained, output)
+    with pytest.raises(UserError, match=f'--format=vllm {message}'):
+        write_vllm_mixture(without_base(trained), output)
+    assert not output.exists()
+
+
 def test_a_residual_is_refused(base, tmp_path):
     trained = mixture(base, 'goat')
     message = 'has no place for the frozen residual of goat'
-    with pytest.raises(UserError, match=f'--format=transformers {message}'):
-        write_transformers_mixture(trained, tmp_path / 'out')
-    with pytest.raises(UserError, match=f'--format=vllm {message}'):
-        write_vllm_mixture(without_base(trained), tmp_path / 'out')
-    assert not (tmp_path / 'out').exists()
+    assert_formats_are_refused(trained, message, tmp_path / 'out')
 
 
 def test_layers_with_different_numbers_of_experts_are_refused(base, tmp_path):
     model = tiny_model(small_method('molora', experts_per_layer=(2, 4)))
     trained = mixture(base, 'molora')._replace(model=model)
     message = 'needs the same number of experts in every layer'
-    with pytest.raises(UserError, match=f'--format=transformers {message}'):
-        write_transformers_mixture(trained, tmp_path / 'out')
-    with pytest.raises(UserError, match=f'--format=vllm {message}'):
-        write_vllm_mixture(without_base(trained), tmp_path / 'out')
-    assert not (tmp_path / 'out').exists()
+    assert_formats_are_refused(trained, message, tmp_path / 'out')

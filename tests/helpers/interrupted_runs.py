@@ -13,8 +13,7 @@ from malora_jax.training import metrics, run_config
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.setup import build_setup
 from malora_jax.training.state import TrainState
-
-TIMES = ('tokens_per_second', 'train_time_s')
+from tests.helpers.metric_records import without_times
 
 
 def train_until(config: dict[str, Any], workdir: pathlib.Path, step: int) -> None:
@@ -38,17 +37,13 @@ def assert_runs_are_equal(
     """Check that two runs have the same last state and metrics, and return the state."""
     states = [_last_state(config, workdir) for workdir in (one, other)]
     jax.tree.map(np.testing.assert_array_equal, *states)
-    assert _untimed_metrics(one) == _untimed_metrics(other)
+    first, second = (
+        without_times(read_json_lines(workdir / 'metrics.jsonl')) for workdir in (one, other)
+    )
+    assert first == second
     return states[0]
 
 
 def _last_state(config: dict[str, Any], workdir: pathlib.Path) -> TrainState:
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         return checkpoints.restore_state(build_setup(run_config(config)).fresh_state())
-
-
-def _untimed_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in record.items() if key not in TIMES}
-        for record in read_json_lines(workdir / 'metrics.jsonl')
-    ]

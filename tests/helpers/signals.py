@@ -19,12 +19,11 @@ import numpy as np
 
 from malora_jax import files
 from malora_jax.errors import UserError
+from tests.helpers.metric_records import without_times
 from tests.helpers.paths import ROOT
 from tests.helpers.sums_task import write_sums_task, write_sweep
 
 SWEEP_RUN_NAMES = ('malora-seed0', 'malora-seed1')
-# These fields of metrics.jsonl depend on the duration of the steps.
-TIMES = ('tokens_per_second', 'train_time_s')
 # Mean seconds between the signals of a burst, from almost simultaneous to long enough that the
 # process is already ending or saving.
 _BURSTS = (0.002, 0.05, 0.5)
@@ -221,10 +220,7 @@ def read_outcome(workdir: pathlib.Path) -> tuple[list[dict], list[np.ndarray], d
     """Return a finished run's metrics without times, its final state, and its scores."""
     from orbax.checkpoint import v1 as ocp
 
-    records = [
-        {name: value for name, value in record.items() if name not in TIMES}
-        for record in files.read_json_lines(workdir / 'metrics.jsonl')
-    ]
+    records = without_times(files.read_json_lines(workdir / 'metrics.jsonl'))
     newest = workdir / 'checkpoints' / str(newest_checkpoint(workdir))
     state = jax.tree.leaves(ocp.load_checkpointables(newest, {'state': None})['state'])
     return records, state, files.read_json(workdir / 'results.json')['tasks']

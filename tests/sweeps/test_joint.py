@@ -22,10 +22,10 @@ from malora_jax.training.plan import memory_bytes
 from malora_jax.training.preemption import Preempted
 from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.setup import build_setup
+from tests.helpers.metric_records import without_times
 from tests.helpers.runs import STEPS, TASKS, toy_run_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly', 'smooth_adam')]
-TIMES = ('tokens_per_second', 'train_time_s')
 
 
 def configs(weights, **changes):
@@ -53,10 +53,6 @@ def last_state(workdir, config):
     setup = build_setup(run_config(config))
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         return checkpoints.restore_state(setup.fresh_state())
-
-
-def without_times(records):
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
 def assert_same(workdir, alone, configs):

@@ -18,12 +18,11 @@ import time
 
 from malora_jax.files import read_json_lines
 from malora_jax.training import goodput
+from tests.helpers.metric_records import without_times
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 CHANGES = {'training__steps': 2000, 'training__checkpoint_every': 20}
-# These fields depend on time; all others in metrics.jsonl must be equal.
-TIMES = ('tokens_per_second', 'train_time_s')
 
 
 def start(weights: pathlib.Path, workdir: pathlib.Path, cache: str) -> subprocess.Popen:
@@ -115,13 +114,7 @@ def main(kills: int, seed: int) -> int:
             counts[found[1]] = counts.get(found[1], 0) + 1
             print(f'kill {number}: step {found[0]}, {found[1]}', flush=True)
         assert start(weights, killed, str(root / 'cache')).wait() == 0
-        records = [
-            [
-                {k: v for k, v in each.items() if k not in TIMES}
-                for each in read_json_lines(d / 'metrics.jsonl')
-            ]
-            for d in (alone, killed)
-        ]
+        records = [without_times(read_json_lines(d / 'metrics.jsonl')) for d in (alone, killed)]
         states = [jax.tree.leaves(last_state(workdir)) for workdir in (alone, killed)]
         same = [
             records[0] == records[1],

@@ -10,17 +10,15 @@ from malora_jax import cloud_storage, inference, training
 from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.training import metrics
+from tests.helpers.metric_records import without_times
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import toy_run_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
-# These fields depend on time; all others must be equal.
-TIMES = ('tokens_per_second', 'train_time_s')
 
 
 def records(workdir):
-    found = read_json_lines(workdir / 'metrics.jsonl')
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in found]
+    return without_times(read_json_lines(workdir / 'metrics.jsonl'))
 
 
 def names(directory):

@@ -28,13 +28,13 @@ from malora_jax.models import Decoder
 from malora_jax.training.evaluate import evaluate
 from malora_jax.training.restore import saved_model
 from tests.helpers.benchmark_rows import ROWS
+from tests.helpers.metric_records import without_times
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import STEPS, toy_run_config
 
 TRAINED = ('arc_easy', 'e2e_nlg')
 SCORED = ('arc_easy', 'boolq', 'gsm8k', 'openbookqa')
 HELD_OUT = 4
-TIMES = ('tokens_per_second', 'train_time_s')
 THINGS = ('sand', 'warm rain', 'dust', 'the open sea', 'a stone', 'mud', 'iron', 'old wool')
 
 
@@ -339,10 +339,6 @@ def test_killed_and_resumed_equals_uninterrupted(public, workdir, results, kille
     assert without_times(records) == without_times(whole)
     for key in ('tasks', 'average', 'training_data', 'best_step', 'validation_curve'):
         assert json.loads(json.dumps(found[key])) == results[key]
-
-
-def without_times(records):
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import malora_jax
 from malora_jax import training
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.errors import UserError
-from malora_jax.training import metrics
 from malora_jax.training.config import run_config
 from malora_jax.training.evaluate import evaluate
 from malora_jax.training.restore import saved_model
+from tests.helpers.interrupted_runs import train_until
 from tests.helpers.runs import TASKS, toy_run_config
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -36,20 +36,10 @@ def test_the_tasks_are_those_of_the_data(tiny_weights):
         run_config(config_of(tiny_weights, evaluation__tasks=(TASKS[0], 'chain_sum')))
 
 
-def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tiny_weights, tmp_path, monkeypatch):
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tiny_weights, tmp_path):
     config = config_of(tiny_weights)
     results = training.train(config, tmp_path / 'whole')
-    write = metrics.MetricWriter.write
-
-    def interrupted(self, record):
-        write(self, record)
-        if record['step'] == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics.MetricWriter, 'write', interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            training.train(config, tmp_path / 'resumed')
+    train_until(config, tmp_path / 'resumed', step=4)
     again = training.train(config, tmp_path / 'resumed')
     assert again['tasks'] == results['tasks']
     adapters = [

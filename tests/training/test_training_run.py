@@ -28,6 +28,7 @@ from malora_jax.training.config_format import read_config
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.setup import build_setup
 from malora_jax.training.state import TrainState, create_state
+from tests.helpers.metric_records import without_times
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SCORERS, STEPS, TASKS, toy_run_config
 from tests.helpers.terminal import terminal
@@ -46,7 +47,6 @@ RESULT_KEYS = {
     *('steps', 'tokens', 'train_time_s', 'peak_memory_bytes', 'routing', 'adapter'),
     *('best_step', 'validation_loss', 'validation_curve'),
 }
-TIMES = ('tokens_per_second', 'train_time_s')
 
 
 @pytest.fixture(scope='module')
@@ -62,10 +62,6 @@ def last_state(tiny_weights):
             return checkpoints.restore_state(fresh)
 
     return restore
-
-
-def without_times(records):
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
 def test_config_is_kept(finished_workdir, tiny_weights):

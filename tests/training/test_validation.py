@@ -25,6 +25,7 @@ from malora_jax.training.evaluate import evaluate
 from malora_jax.training.run_progress import check_finite
 from malora_jax.training.setup import build_setup
 from malora_jax.training.validation import evaluations_without_progress, validation_curve
+from tests.helpers.metric_records import without_times
 from tests.helpers.models import logits_of
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import TASKS, toy_run_config
@@ -43,7 +44,6 @@ CHANGES = dict(
     training__keep_checkpoints=1,
 )
 STEPS = CHANGES['training__steps']
-TIMES = ('tokens_per_second', 'train_time_s')
 
 
 def settings(weights: pathlib.Path, **changes: Any) -> dict[str, Any]:
@@ -154,10 +154,6 @@ def test_validation_examples_are_neither_trained_on_nor_scored(setup):
         # The held-out questions are the same as without a validation part.
         alone = get_task(split.task_name).split(0, 30, 6)
         assert alone.held_out == split.held_out
-
-
-def without_times(records):
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
 def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path, setup) -> None:
