@@ -123,6 +123,11 @@ class RouterConfig:
         """Smallest number of experts that a token can be routed to."""
         return 1 if self.scores == 'threshold' else self.top_k
 
+    @property
+    def gate_factor(self) -> int:
+        """Factor of the gates: K if they sum to K (`sum_to_k`), else 1."""
+        return self.top_k if self.sum_to_k else 1
+
     def is_dense(self, num_experts: int) -> bool:
         """Return whether every token is routed to all experts.
 
@@ -139,7 +144,7 @@ class RouterConfig:
         """
         if self.gates == 'softmax' and self.top_k < num_experts:
             return None
-        return self.top_k if self.sum_to_k else 1
+        return self.gate_factor
 
     def axes(self, inputs: Axis, experts: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of each parameter of the router, by name.
@@ -276,9 +281,7 @@ class RouterConfig:
             gates_NE = shares(gates_NE)
         if self.gates == 'equal':
             gates_NE = selected_NE / self.top_k
-        if self.sum_to_k:
-            gates_NE *= self.top_k
-        return Routing(gates_NE, scores.probability, selected_NE)
+        return Routing(self.gate_factor * gates_NE, scores.probability, selected_NE)
 
 
 class Routing(NamedTuple):

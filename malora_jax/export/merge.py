@@ -36,11 +36,14 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
     check_no_second_router(trained, export_format)
     adapter = trained.model.adapter
     if adapter is None or not adapter.structure.is_mergeable:
-        is_supported = adapter is None or not unsupported_part(adapter, trained.method)
-        formats = 'transformers, vllm, static or adapter' if is_supported else 'static or adapter'
+        formats = ', '.join(
+            each
+            for each in ('transformers', 'vllm', 'static')
+            if adapter is None or not unsupported_part(adapter, trained.method, each)
+        )
         raise UserError(
             f'{trained.method} cannot be exported as {export_format}: its update is not that of '
-            f'one LoRA; use --format={formats}, or train '
+            f'one LoRA; use --format={formats} or adapter, or train '
             "'lora', 'dora', 'asylora' or 'moslora'."
         )
     check_nonzero_update(trained, export_format)

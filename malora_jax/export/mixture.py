@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.d2mora import D2MoRA
 from malora_jax.adapters.dense import DenseExperts, fold
 from malora_jax.errors import UserError
 from malora_jax.export import huggingface_names
@@ -45,7 +46,8 @@ def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) ->
         UserError: The model is a single LoRA, has parameters for each task instead of a router, its
             update is zero, or the format cannot describe it.
     """
-    check_no_second_router(trained, export_format)
+    if export_format != 'transformers':
+        check_no_second_router(trained, export_format)
     adapter = trained.model.adapter
     if adapter is not None and adapter.tasks:
         raise UserError(
@@ -57,11 +59,31 @@ def check_mixture(trained: TrainedModel | TrainedAdapter, export_format: str) ->
             f'{trained.method} is a single LoRA, not a routed mixture: use --format=peft, merged '
             'or adapter.'
         )
-    part = unsupported_part(adapter, trained.method)
-    if part and export_format != 'static':
+    part = unsupported_part(adapter, trained.method, export_format)
+    if part:
         raise UserError(f'--format={export_format} {part}')
     check_nonzero_update(trained, export_format)
     return adapter
+
+
+def _gates(adapter: AdapterConfig) -> str | dict[str, Any]:
+    """Return the kind of gates; with other parts than a softmax router, an object that lists them.
+
+    Readers that know only kinds refuse the object, instead of leaving out a part.
+    """
+    router, structure = adapter.router, adapter.structure
+    num_up_experts = structure.num_up_experts if isinstance(structure, D2MoRA) else 0
+    has_more_parts = structure.num_residual_experts or num_up_experts or router.has_offset
+    if router.scores == 'softmax' and not has_more_parts:
+        return router.gates
+    return {
+        'kind': router.gates,
+        'scores': router.scores,
+        'factor': router.gate_factor,
+        'has_offset': router.has_offset,
+        'num_residual_experts': structure.num_residual_experts,
+        'num_up_experts': num_up_experts,
+    }
 
 
 def mixture_block(
@@ -76,8 +98,9 @@ def mixture_block(
     """
     adapter = trained.model.adapter
     assert adapter is not None
-    # The schema has no gates that sum to K.
-    gate_scale = adapter.router.top_k if adapter.router.sum_to_k else 1
+    gates = _gates(adapter)
+    # A kind alone has no factor for gates that sum to K.
+    gate_scale = adapter.router.gate_factor if isinstance(gates, str) else 1
     return {
         'version': SCHEMA_VERSION,
         'method': trained.method,
@@ -85,7 +108,7 @@ def mixture_block(
         'rank': adapter.structure.rank,
         'top_k': adapter.router.top_k,
         'scale': adapter.scale * gate_scale,
-        'gates': adapter.router.gates,
+        'gates': gates,
         'targets': huggingface_names.target_modules(adapter),
         'router_parts': router_parts,
         'base': {'name': huggingface_names.base_name(trained), 'fingerprint': fingerprint},

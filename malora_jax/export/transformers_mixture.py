@@ -34,8 +34,8 @@ def write_transformers_mixture(
             the location that the config names, or from an export of the base model.
 
     Raises:
-        UserError: The model is a single LoRA, its update is zero, or the directory exists and is
-            not empty.
+        UserError: The model is not a routed mixture with the same number of experts in all layers,
+            its update is zero, or the directory exists and is not empty.
     """
     adapter, model = mixture.check_mixture(trained, 'transformers'), trained.model.config
     params = merge.dequantized_params(model, trained.base.params)
@@ -62,11 +62,18 @@ def _mixture_tensors(trained: TrainedModel) -> dict[str, np.ndarray]:
     """Return the tensors of all experts and routers, float32, by name."""
     tensors = {}
     for target, experts in mixture.dense_experts(trained):
-        stacked = experts.stacked_down(), experts.stacked_up(), experts.router.swapaxes(1, 2)
-        # The other fields are None.
-        for leaf, array in zip(experts._fields, stacked, strict=False):
+        leaves = {
+            'down.weight': experts.stacked_down(),
+            'up.weight': experts.stacked_up(),
+            'router.weight': experts.router.swapaxes(1, 2),
+        }
+        if experts.router_offset is not None:
+            leaves['router.offset.weight'] = experts.router_offset
+        if experts.up_router is not None:
+            leaves['router.up.weight'] = experts.up_router.swapaxes(1, 2)
+        for leaf, array in leaves.items():
             for layer, value in enumerate(array):
-                name = f'{huggingface_names.module_name(target).format(layer)}.{leaf}.weight'
+                name = f'{huggingface_names.module_name(target).format(layer)}.{leaf}'
                 tensors[name] = np.ascontiguousarray(value, np.float32)
     return tensors
 

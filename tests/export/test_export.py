@@ -180,7 +180,7 @@ def test_peft_says_what_we_do(base, tmp_path, name):
 @pytest.mark.parametrize('name', ['adamole', 'smora', 'flylora', 'goat'])
 def test_the_formats_that_are_named_support_the_mixture(base, tmp_path, name):
     found = refused(write_merged, restored_model(name, *base), tmp_path / 'out')
-    assert 'use --format=static or adapter, or train' in found
+    assert 'use --format=transformers, static or adapter, or train' in found
 
 
 @pytest.mark.parametrize('write, what', [(write_peft, 'peft'), (write_merged, 'merged')])

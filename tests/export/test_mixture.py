@@ -12,6 +12,7 @@ from malora_jax.adapters import LowRankExperts, method
 from malora_jax.adapters.dense import fold
 from malora_jax.errors import UserError
 from malora_jax.export import fingerprints, huggingface_names, safetensors_files
+from malora_jax.export.mixture import mixture_block
 from malora_jax.export.trained_model import TrainedAdapter
 from malora_jax.export.transformers_mixture import write_transformers_mixture
 from malora_jax.export.vllm_mixture import write_vllm_mixture
@@ -230,8 +231,6 @@ def test_the_base_is_named_by_its_weights(base, weights, name):
     [
         ('lora', {}, 'lora is a single LoRA, not a routed mixture: use --format=peft, merged or '),
         ('malora', {'step': 0}, 'The run has made 0 steps and its update is zero'),
-        ('d2mora', {}, 'd2mora cannot be exported as (transformers|vllm): a second router weights'),
-        *((name, {}, 'needs the gates of a softmax') for name in ('adamole', 'smora', 'flylora')),
     ],
 )
 def test_mistakes(base, tmp_path, name, changes, message):
@@ -251,10 +250,53 @@ def assert_formats_are_refused(trained, message, output):
     assert not output.exists()
 
 
-def test_a_residual_is_refused(base, tmp_path):
-    trained = mixture(base, 'goat')
-    message = 'has no place for the frozen residual of goat'
-    assert_formats_are_refused(trained, message, tmp_path / 'out')
+@pytest.mark.parametrize(
+    'name, changes, message',
+    [
+        ('d2mora', {}, 'd2mora cannot be exported as vllm: a second router weights'),
+        ('goat', {}, '--format=vllm has no place for the frozen residual of goat'),
+        ('malora', {'bias_rate': 0.1}, '--format=vllm needs the gates of a softmax without a bias'),
+        *(
+            (name, {}, '--format=vllm needs the gates of a softmax')
+            for name in ('adamole', 'smora', 'flylora')
+        ),
+    ],
+)
+def test_more_than_a_softmax_router_is_refused_for_vllm(base, tmp_path, name, changes, message):
+    trained = mixture(base, name)
+    model = tiny_model(small_method(name, **changes))
+    with pytest.raises(UserError, match=message):
+        write_vllm_mixture(without_base(trained._replace(model=model)), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    'name, changes, expected',
+    [
+        ('malora', {'bias_rate': 0.1}, {'kind': 'softmax', 'has_offset': True}),
+        ('adamole', {}, {'scores': 'threshold', 'has_offset': True}),
+        ('smora', {}, {'scores': 'sigmoid', 'has_offset': True, 'factor': 2}),
+        ('goat', {}, {'num_residual_experts': 4}),
+        ('d2mora', {}, {'kind': 'softmax', 'num_up_experts': 8}),
+    ],
+)
+def test_gates_with_more_settings_than_a_kind(base, name, changes, expected):
+    trained = mixture(base, name)
+    model = tiny_model(small_method(name, **changes))
+    block = mixture_block(trained._replace(model=model), None, 1)
+    assert block['scale'] == model.adapter.scale
+    assert (
+        block['gates']
+        == {
+            'kind': 'renormalized',
+            'scores': 'softmax',
+            'factor': 1,
+            'has_offset': False,
+            'num_residual_experts': 0,
+            'num_up_experts': 0,
+        }
+        | expected
+    )
 
 
 def test_layers_with_different_numbers_of_experts_are_refused(base, tmp_path):

@@ -31,6 +31,7 @@ CASES = {
     'Llama renormalized': (LLAMA, 'malora', {'renormalize': True}),
     'Llama equal': (LLAMA, 'malora', {'equal_gates': True}),
     'Llama router on the subspace': (LLAMA, 'malora', {'router_input': 'first'}),
+    'Llama balanced': (LLAMA, 'malora', {'bias_rate': 0.1}),
     'Llama of version 3': (LLAMA3, 'malora', {}),
     'Qwen2 malora': (QWEN2, 'malora', {}),
     'Qwen2 hydralora': (QWEN2, 'hydralora', {}),

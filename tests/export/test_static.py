@@ -161,7 +161,8 @@ def test_it_can_be_loaded_merged_and_given_to_peft(setup, tmp_path):
             'd2mora',
             {},
             'd2mora cannot be exported as static: a second router weights its up-projections, '
-            'so its update is no sum over the experts of one router; use --format=adapter, or',
+            'so its update is no sum over the experts of one router; use --format=transformers '
+            'or adapter, or',
         ),
         ('malora', {'rank': 10}, '--rank is 10; it must be 0 or at most 9, which is exact.'),
         ('malora', {'task': 'toy'}, "Unknown --task 'toy': did you mean toy_copy?"),

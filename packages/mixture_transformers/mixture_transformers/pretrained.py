@@ -5,7 +5,7 @@ from typing import Any
 
 from mixture_transformers import loading
 from mixture_transformers.layers import adapt_layers
-from mixture_transformers.schema import parse_mixture
+from mixture_transformers.schema import MIXTURE_LEAVES, parse_mixture
 from mixture_transformers.tensor_parallel import mixture_plan
 
 
@@ -92,7 +92,6 @@ def _check_loaded(name: Any, missing: set[str] | list[str]) -> None:
     Raises:
         ValueError: A tensor of the mixture is missing.
     """
-    suffixes = ('.down.weight', '.router.weight', '.up.weight')
-    lacking = sorted(key for key in missing if key.endswith(suffixes))
+    lacking = sorted(key for key in missing if key.endswith(MIXTURE_LEAVES))
     if lacking:
         raise ValueError(f'{name} has no tensor {lacking[0]!r}: export the model again.')

@@ -9,11 +9,47 @@ from typing import Any
 
 VERSION = 1
 GATES = ('softmax', 'renormalized', 'equal')
+SCORES = ('softmax', 'sigmoid', 'threshold', 'magnitude')
+# Ends of the names of a mixture's tensors.
+MIXTURE_LEAVES = (
+    *('.down.weight', '.router.weight', '.router.offset.weight'),
+    *('.router.up.weight', '.up.weight'),
+)
 # Linear layers that can be adapted, with the submodule of a decoder layer that holds them.
 TARGETS = {
     **dict.fromkeys(('q_proj', 'k_proj', 'v_proj', 'o_proj'), 'self_attn'),
     **dict.fromkeys(('gate_proj', 'up_proj', 'down_proj'), 'mlp'),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """Settings of the gates g_t of the experts t.
+
+    In config.json, a kind alone is short for the other settings' defaults.
+
+    Attributes:
+        kind: Kind of gates of the top-k experts, one of `GATES`: 'softmax', their scores;
+            'renormalized', these scores scaled to sum to one; or 'equal', 1/K each.
+        scores: Scores that choose the experts, one of `SCORES`: 'softmax' of the router's logits;
+            'sigmoid' of each logit; 'threshold', the softmax minus a threshold, which the last
+            logit determines, for the experts above it; or 'magnitude', the absolute value of each
+            logit.
+        factor: Factor of all gates, such as K for gates that sum to K.
+        has_offset: Whether the router has a bias. It is added to the scores that choose experts,
+            but not to their gates; or to the logit of the threshold.
+        num_residual_experts: Number of experts after the others, unknown to the router, whose gate
+            is 1 for every token.
+        num_up_experts: Number of up-projections U, to which a second router gives gates; 0 if each
+            expert has its own.
+    """
+
+    kind: str
+    scores: str = 'softmax'
+    factor: int = 1
+    has_offset: bool = False
+    num_residual_experts: int = 0
+    num_up_experts: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +61,7 @@ class Mixture:
         rank: Rank R of one expert.
         top_k: Number of active experts per token, K.
         scale: Factor of the update, positive.
-        gates: Kind of gates of the top-k experts, one of `GATES`: 'softmax', their probabilities;
-            'renormalized', these probabilities scaled to sum to one; or 'equal', 1/K each.
+        gates: Settings of the gates.
         targets: Names of the adapted linear layers, keys of `TARGETS`.
         base_name: Path or Hub name of the base model.
         base_fingerprint: Fingerprint of the base model's weights, 32 hexadecimal digits.
@@ -36,7 +71,7 @@ class Mixture:
     rank: int
     top_k: int
     scale: float
-    gates: str
+    gates: Gates
     targets: tuple[str, ...]
     base_name: str
     base_fingerprint: str
@@ -47,19 +82,38 @@ class Mixture:
             for target in self.targets:
                 yield f'model.layers.{layer}.{TARGETS[target]}.{target}'
 
-    def tensor_shapes(self, inputs: int, outputs: int) -> dict[str, tuple[int, int]]:
+    @property
+    def num_logits(self) -> int:
+        """Number of logits of the router, M: one per expert, and one for a threshold."""
+        return self.num_experts + (self.gates.scores == 'threshold')
+
+    @property
+    def num_down_projections(self) -> int:
+        """Number of down-projections: those of the experts and of the residual."""
+        return self.num_experts + self.gates.num_residual_experts
+
+    @property
+    def num_up_projections(self) -> int:
+        """Number of up-projections: as many as down-projections, without a second router."""
+        return self.gates.num_up_experts or self.num_down_projections
+
+    def tensor_shapes(self, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the mixture's tensors in one adapted linear layer, by name.
 
         Args:
             inputs: Number of inputs of the linear layer, D.
             outputs: Number of outputs of the linear layer, F.
         """
-        stacked_ranks = self.num_experts * self.rank
-        return {
-            'down.weight': (stacked_ranks, inputs),
-            'router.weight': (self.num_experts, inputs),
-            'up.weight': (outputs, stacked_ranks),
+        shapes: dict[str, tuple[int, ...]] = {
+            'down.weight': (self.num_down_projections * self.rank, inputs),
+            'router.weight': (self.num_logits, inputs),
+            'up.weight': (outputs, self.num_up_projections * self.rank),
         }
+        if self.gates.has_offset:
+            shapes['router.offset.weight'] = (self.num_logits,)
+        if self.gates.num_up_experts:
+            shapes['router.up.weight'] = (self.gates.num_up_experts, self.rank)
+        return shapes
 
 
 def parse_mixture(block: Any) -> Mixture:
@@ -99,7 +153,7 @@ def parse_mixture(block: Any) -> Mixture:
         rank=rank,
         top_k=top_k,
         scale=float(_field(block, 'scale', _is_positive_number, 'a finite positive number')),
-        gates=_field(block, 'gates', GATES.__contains__, f'one of {", ".join(GATES)}'),
+        gates=_parse_gates(block),
         targets=tuple(
             _field(
                 block, 'targets', _are_targets, f'a list without repeats from {", ".join(TARGETS)}'
@@ -109,6 +163,29 @@ def parse_mixture(block: Any) -> Mixture:
         base_fingerprint=_field(
             base, 'fingerprint', _is_fingerprint, '32 hexadecimal digits', 'base.'
         ),
+    )
+
+
+def _parse_gates(block: Mapping[str, Any]) -> Gates:
+    """Return the settings in the field `gates`: an object, or a kind alone.
+
+    Raises:
+        ValueError: The field is missing, or a setting is missing or out of range.
+    """
+    if not isinstance(block.get('gates'), Mapping):
+        return Gates(_field(block, 'gates', GATES.__contains__, f'one of {", ".join(GATES)}'))
+    gates, count = block['gates'], 'an integer of at least 0'
+    return Gates(
+        kind=_field(gates, 'kind', GATES.__contains__, f'one of {", ".join(GATES)}', 'gates.'),
+        scores=_field(
+            gates, 'scores', SCORES.__contains__, f'one of {", ".join(SCORES)}', 'gates.'
+        ),
+        factor=_field(gates, 'factor', _is_positive_integer, 'a positive integer', 'gates.'),
+        has_offset=_field(
+            gates, 'has_offset', lambda value: type(value) is bool, 'true or false', 'gates.'
+        ),
+        num_residual_experts=_field(gates, 'num_residual_experts', _is_count, count, 'gates.'),
+        num_up_experts=_field(gates, 'num_up_experts', _is_count, count, 'gates.'),
     )
 
 
@@ -147,6 +224,10 @@ def _field(
 def _is_positive_integer(value: Any) -> bool:
     # JSON's true is not a number, but Python's bool is an int.
     return type(value) is int and value >= 1
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _is_positive_number(value: Any) -> bool:

@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import reference
 import torch
-from tiny_models import FAMILIES, base_of, mixture_block, random_model, token_ids
+from tiny_models import (
+    FAMILIES,
+    MORE_GATES,
+    base_of,
+    gates_object,
+    mixture_block,
+    random_model,
+    token_ids,
+)
 from torch import nn
 
 from mixture_transformers.layers import MixtureLinear, top_k_gates
-from mixture_transformers.schema import GATES, parse_mixture
+from mixture_transformers.schema import GATES, SCORES, parse_mixture
 
 SUBSET = ['q_proj', 'o_proj', 'down_proj']
 
@@ -31,7 +39,7 @@ def float64_tensors(module):
 
 
 @pytest.mark.parametrize('top_k', [1, 2, 5])
-@pytest.mark.parametrize('gates', GATES)
+@pytest.mark.parametrize('gates', [*GATES, *MORE_GATES.values()])
 def test_a_linear_layer_computes_the_equation(gates, top_k):
     block = mixture_block(gates=gates, top_k=top_k)
     layer = random_linear(block)
@@ -57,7 +65,7 @@ def replace_linears(base, model):
             linear.register_forward_hook(hook)
 
 
-@pytest.mark.parametrize('gates', GATES)
+@pytest.mark.parametrize('gates', [*GATES, *MORE_GATES.values()])
 @pytest.mark.parametrize('targets', [None, SUBSET], ids=['all', 'subset'])
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_model_computes_the_equation(family, targets, gates):
@@ -83,6 +91,20 @@ def test_only_the_targets_are_replaced():
 
 
 # Gates.
+
+
+@pytest.mark.parametrize('kind', GATES)
+@pytest.mark.parametrize('scores', SCORES)
+def test_gates_are_those_of_the_reference(kind, scores):
+    block = mixture_block(gates=gates_object(kind=kind, scores=scores), top_k=3)
+    logits, offset = 2 * torch.randn(200, 6), torch.randn(6)
+    expected = [
+        reference.expert_gates(each, offset.double().numpy(), block)
+        for each in logits.double().numpy()
+    ]
+    found = top_k_gates(logits, 3, kind, scores, offset)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(top_k_gates(logits, 3, kind, scores), expected, atol=1e-3)
 
 
 def test_the_lower_index_wins_a_tie():

@@ -9,6 +9,7 @@ import torch
 import transformers
 from tiny_models import (
     FAMILIES,
+    MORE_GATES,
     mixture_block,
     random_model,
     tiny_config,
@@ -92,6 +93,26 @@ def test_a_new_model_has_routers_in_float32(auto):
         assert 'router' not in name or parameter.std().item() == pytest.approx(0.02, rel=0.3)
     # vLLM 0.28 and later reads this; without it, vLLM casts all parameters to the model's dtype.
     assert set(model._keep_in_fp32_modules_strict) == {'router'}
+
+
+@pytest.mark.parametrize('gates', MORE_GATES.values(), ids=MORE_GATES)
+def test_more_gates_are_loaded_and_stay_in_float32(tmp_path, gates):
+    model = random_model('Llama', mixture_block(gates=gates))
+    model.save_pretrained(tmp_path)
+    assert_same_tensors(AutoModelForCausalLM.from_pretrained(tmp_path), model)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for name, tensor in loaded.state_dict().items():
+        assert (tensor.dtype == torch.float32) == ('router' in name), name
+    new = AutoModelForCausalLM.from_config(model.config)
+    assert new.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize('gates', MORE_GATES.values(), ids=MORE_GATES)
+def test_an_adapter_with_more_gates_is_loaded_with_its_base(tmp_path, gates):
+    model = random_model('Llama', mixture_block(gates=gates))
+    write_base(model, tmp_path / 'base')
+    write_adapter(model, tmp_path / 'adapter')
+    assert_same_tensors(AutoModelForCausalLM.from_pretrained(tmp_path / 'adapter'), model)
 
 
 def test_a_missing_tensor_of_the_mixture_is_refused(tmp_path, llama):

@@ -1,7 +1,7 @@
 import pytest
-from tiny_models import mixture_block, tiny_config
+from tiny_models import gates_object, mixture_block, tiny_config
 
-from mixture_transformers.schema import parse_mixture
+from mixture_transformers.schema import Gates, parse_mixture
 
 BASE = {'name': 'base', 'fingerprint': '0' * 32}
 INVALID = {
@@ -21,6 +21,15 @@ INVALID = {
         ({'scale': True}, 'mixture.scale is True; it must be a finite positive number:'),
         ({'router_parts': 2}, 'mixture.router_parts is 2; it must be 1:'),
         ({'router_parts': True}, 'mixture.router_parts is True; it must be 1:'),
+    ],
+    'gates': [
+        ({'gates': gates_object(kind='hard')}, "gates.kind is 'hard'; it must be one of softmax,"),
+        ({'gates': gates_object(scores='tanh')}, "scores is 'tanh'; it must be one of softmax, si"),
+        ({'gates': gates_object(factor=0)}, 'gates.factor is 0; it must be a positive integer:'),
+        ({'gates': gates_object(has_offset=1)}, 'has_offset is 1; it must be true or false:'),
+        ({'gates': gates_object(num_residual_experts=-1)}, '-1; it must be an integer of at least'),
+        ({'gates': gates_object(num_up_experts=True)}, 'True; it must be an integer of at least 0'),
+        ({'gates': {'kind': 'softmax'}}, 'config.json has no field mixture.gates.scores:'),
     ],
     'names': [
         ({'method': ''}, "mixture.method is ''; it must be a non-empty string:"),
@@ -79,7 +88,7 @@ def test_without_a_block_there_is_no_mixture():
 def test_the_fields_are_read():
     mixture = parse_mixture(mixture_block(scale=2, targets=['q_proj', 'down_proj']))
     assert (mixture.num_experts, mixture.rank, mixture.top_k) == (5, 3, 2)
-    assert (mixture.scale, mixture.gates) == (2.0, 'softmax')
+    assert (mixture.scale, mixture.gates) == (2.0, Gates('softmax'))
     assert list(mixture.module_names(1)) == [
         *('model.layers.0.self_attn.q_proj', 'model.layers.0.mlp.down_proj')
     ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from tiny_models import mixture_block, random_model, token_ids
+from tiny_models import MORE_GATES, mixture_block, random_model, token_ids
 from transformers.distributed import DistributedConfig
 
 from mixture_transformers.tensor_parallel import mixture_plan
@@ -48,13 +48,17 @@ def write_logits(rank, directory, ids):
     RELEASE == (5, 0),
     reason='the row-wise style of transformers 5.0 passes plain tensors to routers',
 )
-@pytest.mark.parametrize('tied', [False, True], ids=['untied', 'tied'])
-def test_two_processes_compute_the_same_logits(tmp_path, tied):
+@pytest.mark.parametrize(
+    ('tied', 'gates'),
+    [(False, 'softmax'), (True, 'softmax'), *((False, each) for each in MORE_GATES.values())],
+    ids=['untied', 'tied', *MORE_GATES],
+)
+def test_two_processes_compute_the_same_logits(tmp_path, tied, gates):
     # transformers refuses tensor parallelism without it.
     pytest.importorskip('accelerate')
     if tied and RELEASE == (5, 14):
         pytest.skip('transformers 5.14 returns the logits of a tied head twice')
-    model = random_model('Llama', tie_word_embeddings=tied)
+    model = random_model('Llama', mixture_block(gates=gates), tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
     ids = token_ids(2, 6)
     # Forked processes need not import transformers again, which takes much longer than the test.

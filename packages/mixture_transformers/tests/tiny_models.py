@@ -8,10 +8,9 @@ import torch
 import transformers
 
 import mixture_transformers
-from mixture_transformers.schema import TARGETS
+from mixture_transformers.schema import MIXTURE_LEAVES, TARGETS
 
 FAMILIES = ('Llama', 'Mistral', 'Qwen2', 'Qwen3')
-MIXTURE_LEAVES = ('.down.weight', '.router.weight', '.up.weight')
 VOCABULARY = 160
 
 
@@ -29,6 +28,29 @@ def mixture_block(**fields: Any) -> dict[str, Any]:
         'router_parts': 1,
         'base': {'name': '/nowhere/base', 'fingerprint': '0' * 32},
     } | fields
+
+
+def gates_object(**settings: Any) -> dict[str, Any]:
+    """Return a valid field `gates` with all settings, some of which are replaced."""
+    return {
+        'kind': 'softmax',
+        'scores': 'softmax',
+        'factor': 1,
+        'has_offset': False,
+        'num_residual_experts': 0,
+        'num_up_experts': 0,
+    } | settings
+
+
+# Gates with settings that a kind alone does not have.
+MORE_GATES = {
+    'sigmoid': gates_object(kind='renormalized', scores='sigmoid', factor=2, has_offset=True),
+    'threshold': gates_object(kind='renormalized', scores='threshold', has_offset=True),
+    'magnitude': gates_object(kind='equal', scores='magnitude', factor=2, has_offset=True),
+    'offset': gates_object(has_offset=True),
+    'residual': gates_object(kind='renormalized', num_residual_experts=4),
+    'second router': gates_object(kind='renormalized', num_up_experts=3),
+}
 
 
 def tiny_config(family: str, block: dict[str, Any], **fields: Any) -> Any:
@@ -61,7 +83,7 @@ def random_model(family: str, block: dict[str, Any] | None = None, **fields: Any
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             around = 1.0 if 'norm' in name else 0.0
-            width = 1.0 if 'router' in name else 0.25
+            width = 1.0 if name.endswith(('.router.weight', '.router.offset.weight')) else 0.25
             parameter.copy_(around + width * torch.randn(parameter.shape, generator=generator))
     return model
 
