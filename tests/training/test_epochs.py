@@ -32,6 +32,22 @@ def test_epochs_come_to_that_many_examples(tiny_weights, changes):
     assert sum(setup.draw_counts.examples) == sum(drawn)
 
 
+def test_weights_belong_to_files_in_the_order_of_the_config(tiny_weights, tmp_path):
+    for name in 'ab':
+        rows = [{'question': f'{name} + {i}', 'answer': '2'} for i in range(4)]
+        (tmp_path / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)), 'utf-8')
+    settings = {
+        'data__tasks': (),
+        'data__files': tuple(f'{name}={tmp_path}/{name}.jsonl' for name in 'ab'),
+        'data__weights': (1.0, 3.0),
+        'data__held_out': 1,
+        'evaluation__tasks': ('b', 'a'),
+    }
+    setup = build_setup(run_config(toy_run_config(tiny_weights, **settings)))
+    names = [split.task_name for split in setup.splits]
+    assert dict(zip(names, setup.shares, strict=True)) == {'a': 0.25, 'b': 0.75}
+
+
 def with_lengths(weights, directory, lengths, epochs, **changes) -> Setup:
     """Build a run on examples of about these lengths, with one row of 512 tokens per step."""
     rng = random.Random(0)
