@@ -71,8 +71,8 @@ def sum_by_group(
     def sums(values_NE: jax.Array) -> jax.Array:
         return jnp.matmul(groups_NG.T, values_NE, precision=jax.lax.Precision.HIGHEST)
 
-    each = map(sums, (routing.selected, routing.probabilities, routing.gates))
-    return RoutingSums(*each) if distances_NE is None else DistanceSums(*each, sums(distances_NE))
+    found = RoutingSums(*map(sums, (routing.selected, routing.probabilities, routing.gates)))
+    return found if distances_NE is None else DistanceSums(*found, sums(distances_NE))
 
 
 def balance_loss(
