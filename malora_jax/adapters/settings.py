@@ -61,8 +61,8 @@ class AdapterSettings:
         beta: β of eq. (9) and (10). S_A starts multiplied by β, and each P_t divided by β.
         start: Initial values of the experts: 'random'; or 'svd', singular directions of the frozen
             kernel, a different part for each expert, whose mean update is subtracted as a frozen
-            residual (GOAT, arXiv 2502.16894). With 'svd', the update is also multiplied by the
-            square root of the number of inputs.
+            residual (GOAT, arXiv 2502.16894). With 'svd' and `width_scale`, the update is
+            also multiplied by the square root of the number of inputs.
         identical_start: Whether all experts start with the same values: the down-projection or
             core of every expert is initialized as a copy of the first expert's ("same A_t" in
             Table 3).
