@@ -43,14 +43,20 @@ class GOAT(Structure):
     """Independent experts that start from singular directions of the frozen kernel W.
 
     The update is c (Σ_t G_t B_t A_t - 1/E Σ_t B_t⁰ A_t⁰) x, where expert t has the gate G_t. Times
-    the scale α / R, c = √(3 D / R) / 2 is the paper's s = √(3 η D / R) with η = (α / 2R)².
+    the scale α / R, c = √(3 D / R) / 2 is the paper's s = √(3 η D / R) with η = (α / 2R)². Without
+    `width_scale`, c is 1, so that s = α / R as in the authors' scripts.
 
     The initial values A_t⁰ and B_t⁰ hold singular directions of W, so they depend on the kernel;
     `start_leaves` computes them. They are kept in the frozen parameters `residual_down` and
     `residual_up`. If the gates are 1/E on average, the update is zero on average at the start.
 
     `initialize` has no kernel. It sets B_t and the residual to zero.
+
+    Attributes:
+        width_scale: Whether the factor c depends on the number of inputs D.
     """
+
+    width_scale: bool = True
 
     factors = ('down', 'up')
     expert_input_factors = ()
@@ -143,11 +149,11 @@ class GOAT(Structure):
         return leaves['residual_down'], factor * leaves['residual_up']
 
     def _factor(self, leaves: Mapping[str, Any]) -> float:
-        """Return c = √(3 D / R) / 2."""
+        """Return c = √(3 D / R) / 2, or 1 without `width_scale`."""
         return self._factor_of(leaves['down'].shape[-2])
 
     def _factor_of(self, inputs: int) -> float:
-        return math.sqrt(3 * inputs / self.rank) / 2
+        return math.sqrt(3 * inputs / self.rank) / 2 if self.width_scale else 1.0
 
 
 def singular_directions(kernel_DF: np.ndarray, indices_P: np.ndarray) -> SingularDirections:

@@ -5,6 +5,9 @@ gradient: it is added to its score when experts are chosen, but not to its gate.
 rises by u if the expert got fewer tokens than the mean, and falls by u if it got more (SMoRA, arXiv
 2501.15103; FlyLoRA; the same rule as in DeepSeek-V3).
 
+Settings of `RouterConfig` choose the forms of the authors' code instead: `bias_in_gates`,
+`bias_target` and `balance_scores`.
+
 Dimension letters: N tokens, E experts, G groups of tokens (tasks), L any leading axes (layers).
 """
 
@@ -35,27 +38,55 @@ class RoutingSums(NamedTuple):
     gate: jax.Array
 
 
-def sum_by_group(routing: Routing, groups_NG: jax.Array) -> RoutingSums:
+class DistanceSums(NamedTuple):
+    """Routing sums for a load-balancing loss that uses distances from the threshold.
+
+    Attributes:
+        load, probability, gate: The sums of `RoutingSums`.
+        distance: (..., G, E), distances p - τ summed over the tokens of each group.
+    """
+
+    load: jax.Array
+    probability: jax.Array
+    gate: jax.Array
+    distance: jax.Array
+
+
+def sum_by_group(
+    routing: Routing, groups_NG: jax.Array, distances_NE: jax.Array | None = None
+) -> RoutingSums | DistanceSums:
     """Sum the router's decisions over the tokens of each group.
 
     Args:
         routing: Decisions for N tokens.
         groups_NG: (N, G) float32, one-hot group of each token; zeros for padding, which is not
             counted.
+        distances_NE: Distances that the load-balancing loss uses, as
+            `RouterConfig.balance_distances` returns them.
+
+    Returns:
+        `DistanceSums` if there are distances.
     """
 
     def sums(values_NE: jax.Array) -> jax.Array:
         return jnp.matmul(groups_NG.T, values_NE, precision=jax.lax.Precision.HIGHEST)
 
-    return RoutingSums(*map(sums, (routing.selected, routing.probabilities, routing.gates)))
+    found = RoutingSums(*map(sums, (routing.selected, routing.probabilities, routing.gates)))
+    return found if distances_NE is None else DistanceSums(*found, sums(distances_NE))
 
 
-def balance_loss(sums: RoutingSums, num_experts: np.ndarray | None = None) -> jax.Array:
+def balance_loss(
+    sums: RoutingSums | DistanceSums, num_experts: np.ndarray | None = None
+) -> jax.Array:
     """Return the load-balancing loss of each router, E · Σ_t f_t p_t; 1 if balanced.
 
     This is the auxiliary loss of GShard and Switch Transformer. f_t is the share of the N · K
     routing assignments that go to expert t; p_t is the mean router probability of expert t. (If f_t
     were the share of the N tokens, the balanced value would be K.)
+
+    With `DistanceSums`, the loss is that of AdaMoLE's published code: f_t is the share of the N
+    tokens, and p_t the mean distance of expert t from the threshold. It has no fixed balanced
+    value.
 
     Args:
         sums: Sums of shape (L..., G, E).
@@ -65,10 +96,15 @@ def balance_loss(sums: RoutingSums, num_experts: np.ndarray | None = None) -> ja
     Returns:
         (L...,) float32.
     """
-    load_LE = expert_load(sums)
-    probability_LE = shares(sums.probability.sum(axis=-2))
+    if isinstance(sums, DistanceSums):
+        # The probabilities of a token sum to one.
+        tokens_L1 = jax.lax.stop_gradient(sums.probability).sum(axis=(-2, -1))[..., None]
+        tokens_L1 = jnp.maximum(tokens_L1, 1)
+        load_LE, score_LE = (each.sum(axis=-2) / tokens_L1 for each in (sums.load, sums.distance))
+    else:
+        load_LE, score_LE = expert_load(sums), shares(sums.probability.sum(axis=-2))
     experts = load_LE.shape[-1] if num_experts is None else jnp.asarray(num_experts)
-    return experts * (load_LE * probability_LE).sum(axis=-1)
+    return experts * (load_LE * score_LE).sum(axis=-1)
 
 
 def mean_balance_loss(
@@ -100,13 +136,16 @@ def update_biases(
         routing: Routing statistics of the tokens of the step, on all devices, by path of the linear
             layer; leaves of shape (L, G, E).
     """
-    leaves = flatten_dict(frozen, sep='/')
+    leaves, router = flatten_dict(frozen, sep='/'), adapter.router
     for path, sums in routing.items():
         load_LE = sums.load.sum(axis=1)
         experts_L = adapter.layer_experts(len(load_LE))
-        mean_L1 = load_LE.sum(axis=1, keepdims=True) / experts_L[:, None]
+        total_L1 = load_LE.sum(axis=1, keepdims=True)
+        if router.bias_target == 'share':  # FlyLoRA's code: K / E, the share of a single token.
+            total_L1 = jnp.full_like(total_L1, router.top_k)
+        target_L1 = total_L1 / experts_L[:, None]
         name = f'{path}/{BALANCE_BIAS}'
-        leaves[name] += adapter.router.bias_rate * jnp.sign(mean_L1 - load_LE)
+        leaves[name] += router.bias_rate * jnp.sign(target_L1 - load_LE)
     return unflatten_dict(leaves, sep='/')
 
 

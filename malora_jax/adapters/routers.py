@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import initializers
-from malora_jax.adapters.base_structure import Axis
+from malora_jax.adapters.base_structure import Axis, require
 from malora_jax.adapters.scores import SCORES, Scores, fill, shares
 from malora_jax.adapters.top_k import ordered_top_k, top_k_mask
 
@@ -27,6 +27,12 @@ INPUTS = ('x', 'first')
 # the router learns from the load-balancing loss alone, or from sampled selections
 # (`RouterConfig.samples`).
 GATES = ('softmax', 'renormalized', 'equal')
+# Numbers with which the balancing bias compares the number of tokens of an expert: 'mean', the mean
+# over the experts; or 'share', K / E, as in FlyLoRA's published code.
+BIAS_TARGETS = ('mean', 'share')
+# Scores by which the load-balancing loss multiplies the load: 'probability'; or 'distance', that of
+# the probability from the threshold, as in AdaMoLE's published code.
+BALANCE_SCORES = ('probability', 'distance')
 # Name of the parameter that balances the load of the experts without a gradient.
 BALANCE_BIAS = 'balance_bias'
 
@@ -50,6 +56,9 @@ class RouterConfig:
         bias_rate: Change of the balancing bias per step, u: see `load_balancing`. 0 for no bias.
         samples: Number of independent selections that a training step samples for each token; 0 if
             every token uses its top-k experts in training, too.
+        bias_in_gates: Whether the balancing bias is part of the gates, not only of the choice.
+        bias_target: Target of the balancing bias, one of `BIAS_TARGETS`.
+        balance_scores: Scores in the load-balancing loss, one of `BALANCE_SCORES`.
 
     Raises:
         UserError: A setting is unknown or out of range.
@@ -63,6 +72,9 @@ class RouterConfig:
     sum_to_k: bool = False
     bias_rate: float = 0.0
     samples: int = 0
+    bias_in_gates: bool = False
+    bias_target: str = 'mean'
+    balance_scores: str = 'probability'
 
     def __post_init__(self):
         if self.scores not in SCORES:
@@ -107,6 +119,32 @@ class RouterConfig:
                 self.bias_rate,
                 "0 with adapter.scores = 'threshold', which chooses no fixed number of experts",
             )
+        self._check_published_forms()
+
+    def _check_published_forms(self) -> None:
+        if self.bias_target not in BIAS_TARGETS:
+            raise errors.unknown_name('adapter.bias_target', self.bias_target, BIAS_TARGETS)
+        if self.balance_scores not in BALANCE_SCORES:
+            raise errors.unknown_name('adapter.balance_scores', self.balance_scores, BALANCE_SCORES)
+        require(
+            not self.bias_in_gates or (self.bias_rate > 0 and self.gates != 'equal'),
+            'bias_in_gates',
+            True,
+            'False unless bias_rate > 0 and equal_gates is False',
+        )
+        require(
+            self.bias_target == 'mean' or self.bias_rate > 0,
+            'bias_target',
+            self.bias_target,
+            "'mean' unless bias_rate > 0",
+        )
+        require(
+            self.balance_scores == 'probability'
+            or (self.scores == 'threshold' and self.balance_weight > 0),
+            'balance_scores',
+            self.balance_scores,
+            "'probability' unless scores is 'threshold' and balance_weight > 0",
+        )
 
     @property
     def has_weight(self) -> bool:
@@ -242,6 +280,24 @@ class RouterConfig:
             selected_NE *= choice_NE >= 0
         return self._weigh(scores, selected_NE)
 
+    def balance_distances(
+        self, logits_NM: jax.Array, offset_NM: jax.Array | None, num_experts: jax.Array | None
+    ) -> jax.Array | None:
+        """Return the distances p - τ from the threshold that the load-balancing loss uses, (N, E).
+
+        Args:
+            logits_NM: Logits, as for `route`.
+            offset_NM: Bias of the threshold, as for `route`.
+            num_experts: Number of experts of this layer, as for `route`.
+
+        Returns:
+            None if the loss uses the probabilities.
+        """
+        if self.balance_scores == 'probability':
+            return None
+        is_available_1E = self._is_available(logits_NM, num_experts)
+        return SCORES[self.scores](logits_NM, offset_NM, is_available_1E).choice
+
     def sample(
         self, key: jax.Array, logits_NE: jax.Array, num_experts: jax.Array | None = None
     ) -> tuple['Routing', jax.Array]:
@@ -276,7 +332,7 @@ class RouterConfig:
 
     def _weigh(self, scores: Scores, selected_NE: jax.Array) -> 'Routing':
         """Return the decisions of a router, with the gates of the selected experts."""
-        gates_NE = scores.gate * selected_NE
+        gates_NE = (scores.choice if self.bias_in_gates else scores.gate) * selected_NE
         if self.gates == 'renormalized':
             gates_NE = shares(gates_NE)
         if self.gates == 'equal':

@@ -1,7 +1,8 @@
 """Scores of the experts, by which a router chooses the experts of a token.
 
 Each function takes the logits of N tokens; a bias, which is added to the scores that choose experts
-but not to the gates; and a mask of the experts that a layer has. The last two may be None.
+but not to the gates; and a mask of the experts that a layer has. The last two may be None. With
+`RouterConfig.bias_in_gates`, the scores that choose experts are also the gates.
 
 Dimension letters: N tokens, E experts, M = E + 1 logits of a router with a threshold.
 """

@@ -61,8 +61,8 @@ class AdapterSettings:
         beta: β of eq. (9) and (10). S_A starts multiplied by β, and each P_t divided by β.
         start: Initial values of the experts: 'random'; or 'svd', singular directions of the frozen
             kernel, a different part for each expert, whose mean update is subtracted as a frozen
-            residual (GOAT, arXiv 2502.16894). With 'svd', the update is also multiplied by the
-            square root of the number of inputs.
+            residual (GOAT, arXiv 2502.16894). With 'svd' and `width_scale`, the update is
+            also multiplied by the square root of the number of inputs.
         identical_start: Whether all experts start with the same values: the down-projection or
             core of every expert is initialized as a copy of the first expert's ("same A_t" in
             Table 3).
@@ -106,6 +106,16 @@ class AdapterSettings:
             on.
         task_temperature: Temperature τ, by which the weights of a task are divided before the
             softmax, if `subspace` is 'tasks'.
+        bias_in_gates: Whether the bias of `bias_rate` is also part of the gates: the gate of an
+            expert is then the score that chooses it, as in SMoRA's published code.
+        bias_target: Number with which the bias of `bias_rate` compares the number of tokens of an
+            expert: 'mean', the mean over the experts; or 'share', K / N, as in FlyLoRA's published
+            code: the bias of every expert that got a token then falls.
+        balance_scores: Scores in the load-balancing loss: 'probability'; or 'distance', that of the
+            probability from the threshold, if `scores` is 'threshold'. The load is then divided by
+            the number of tokens, as in AdaMoLE's published code.
+        width_scale: Whether the update grows with the square root of the number of inputs, if
+            `start` is 'svd'. False is the scale α / rank of GOAT's published scripts.
 
     Raises:
         UserError: A value has the wrong type.
@@ -140,6 +150,10 @@ class AdapterSettings:
     similarity_weight: float = 0.0
     tasks: tuple[str, ...] = ()
     task_temperature: float = 1.0
+    bias_in_gates: bool = False
+    bias_target: str = 'mean'
+    balance_scores: str = 'probability'
+    width_scale: bool = True
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -168,6 +182,9 @@ class AdapterSettings:
                 self.gates_sum_to_k,
                 self.bias_rate,
                 self.samples,
+                self.bias_in_gates,
+                self.bias_target,
+                self.balance_scores,
             ),
             alpha=self.alpha,
             rank_stabilized=self.rank_stabilized,
@@ -214,6 +231,12 @@ class AdapterSettings:
             "'random' with shared_rank > 0, magnitude or identical_start",
         )
         require(
+            self.width_scale or self.start == 'svd',
+            'width_scale',
+            False,
+            "True unless start is 'svd'",
+        )
+        require(
             self.num_up_experts == 0 or (self.shared_rank == 0 and self.start != 'svd'),
             'num_up_experts',
             self.num_up_experts,
@@ -224,7 +247,7 @@ class AdapterSettings:
         if self.magnitude:
             return structures.DoRA(rank=self.rank)
         if self.start == 'svd':
-            return GOAT(self.num_experts, self.rank)
+            return GOAT(self.num_experts, self.rank, self.width_scale)
         if self.shared_rank == 0:
             return structures.IndependentExperts(self.num_experts, self.rank)
         kind = SUBSPACES[self.subspace]
@@ -276,6 +299,10 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         similarity_weight=adapter.similarity_weight,
         tasks=adapter.tasks,
         task_temperature=structure.temperature if isinstance(structure, TaskExperts) else 1.0,
+        bias_in_gates=router.bias_in_gates,
+        bias_target=router.bias_target,
+        balance_scores=router.balance_scores,
+        width_scale=structure.width_scale if isinstance(structure, GOAT) else True,
     )
 
 

@@ -6,6 +6,7 @@ Dimension letters: J linear modules, L layers, G tasks, E experts, Q questions.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from malora_jax.adapters import AdapterConfig, load_balancing
@@ -95,8 +96,9 @@ def compute_router_stats(
     for linear in linears:
         sums = held_out.by_question[linear]
         load_LGE = routing.by_task(slot_counts(adapter, sums), task_Q)
-        probability_LGE = routing.by_task(np.asarray(sums.probability, np.float64), task_Q)
-        by_task = RoutingSums(load_LGE, probability_LGE, load_LGE)  # type: ignore[arg-type]
+        by_task = jax.tree.map(
+            lambda each: routing.by_task(np.asarray(each, np.float64), task_Q), sums
+        )._replace(load=load_LGE)
         share_LE = load_balancing.expert_load(by_task)
         rows.append(
             (

@@ -115,7 +115,7 @@ def plot_evolution(
     path: pathlib.Path,
     records: Sequence[Mapping[str, Any]],
     held_out: Mapping[str, Sequence[float]],
-    lines: Mapping[str, tuple[float, str]],
+    lines: Mapping[str, tuple[float, str] | None],
     conditions: str,
 ) -> None:
     """Plot four router statistics over training, each in its own panel with a reference line.
@@ -129,7 +129,7 @@ def plot_evolution(
         held_out: For each statistic, its values on held-out questions at several checkpoints; and,
             under the key `step`, the steps of these checkpoints.
         lines: For each statistic, the height and the label of its reference line, such as the value
-            at chance level.
+            at chance level; None for no line.
         conditions: Conditions of the plot, which are written above it.
     """
     names = {
@@ -148,12 +148,15 @@ def plot_evolution(
         panel.plot(
             *(held_out[key] for key in ('step', measure)), 'o', color='tab:orange', label='held-out'
         )
-        height, label = lines[measure]
-        panel.axhline(height, color=_GRAY, linestyle='--', linewidth=1)
+        line = lines[measure]
+        if line is not None:
+            height, label = line
+            panel.axhline(height, color=_GRAY, linestyle='--', linewidth=1)
+            title += f'\n(dashed: {label}, {height:.3g})'
         panel.margins(y=0.15)
         if measure != 'balance_loss':  # The load-balancing loss is at least 1.
             panel.set_ylim(bottom=0)
-        panel.set_title(f'{title}\n(dashed: {label}, {height:.3g})', fontsize=8.5)
+        panel.set_title(title, fontsize=8.5)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
         mark_truncated(panel)

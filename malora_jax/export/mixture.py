@@ -81,6 +81,7 @@ def _gates(adapter: AdapterConfig) -> str | dict[str, Any]:
         'scores': router.scores,
         'factor': router.gate_factor,
         'has_offset': router.has_offset,
+        'offset_in_gates': router.bias_in_gates,
         'num_residual_experts': structure.num_residual_experts,
         'num_up_experts': num_up_experts,
     }

@@ -385,7 +385,8 @@ def routing_by_path(routing: Any) -> dict[str, load_balancing.RoutingSums]:
     Returns:
         Routing statistics by path of the linear, such as 'layers/attention/q'.
     """
+    kinds = load_balancing.RoutingSums | load_balancing.DistanceSums
     leaves = jax.tree_util.tree_leaves_with_path(
-        routing, is_leaf=lambda node: isinstance(node, load_balancing.RoutingSums)
+        routing, is_leaf=lambda node: isinstance(node, kinds)
     )
     return {'/'.join(key.key for key in path[:-1]): sums for path, sums in leaves}

@@ -1,12 +1,13 @@
 """Adapter settings of the methods: the table, overrides, and invalid settings."""
 
+import dataclasses
 import re
 
 import pytest
 
 from malora_jax import errors
 from malora_jax.adapters import METHODS, method
-from malora_jax.adapters.settings import migrate_settings, settings_of
+from malora_jax.adapters.settings import AdapterSettings, migrate_settings, settings_of
 
 
 def settings(name, **overrides):
@@ -121,11 +122,50 @@ def test_methods_differ():
         ('lora', {'start': 'svd'}, "start is 'svd'; it must be 'random' for a single expert."),
         ('molora', {'start': 'sdv'}, "Unknown adapter.start 'sdv': did you mean svd"),
         ('goat', {'frozen': ('router', 'down', 'up')}, 'a proper subset of the parameters'),
+        ('malora', {'bias_in_gates': True}, 'bias_in_gates is True; it must be False unless bias'),
+        ('flylora', {'bias_in_gates': True}, 'False unless bias_rate > 0 and equal_gates is False'),
+        ('adamole', {'bias_in_gates': True}, 'bias_in_gates is True; it must be False unless'),
+        ('flylora', {'bias_target': 'shre'}, "Unknown adapter.bias_target 'shre': did you mean sh"),
+        ('malora', {'bias_target': 'share'}, "'share'; it must be 'mean' unless bias_rate > 0."),
+        ('adamole', {'balance_scores': 'distances'}, "Unknown adapter.balance_scores 'distances'"),
+        (
+            'malora',
+            {'balance_scores': 'distance'},
+            "is 'distance'; it must be 'probability' unless scores is 'threshold' and balance_wei",
+        ),
+        (
+            'adamole',
+            {'balance_scores': 'distance', 'balance_weight': 0.0},
+            "balance_scores is 'distance'; it must be 'probability' unless",
+        ),
+        ('molora', {'width_scale': False}, "is False; it must be True unless start is 'svd'."),
+        ('malora', {'bias_in_gates': 1}, 'adapter.bias_in_gates is 1; it must be '),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(name, overrides, message):
     with pytest.raises(errors.UserError, match=re.escape(message)):
         method(name, **overrides)
+
+
+@pytest.mark.parametrize(
+    ('name', 'form'),
+    [
+        ('smora', {'bias_in_gates': True}),
+        ('flylora', {'bias_target': 'share'}),
+        ('adamole', {'balance_scores': 'distance'}),
+        ('goat', {'width_scale': False}),
+    ],
+)
+def test_forms_of_published_code_are_settings(name, form):
+    adapter, paper = method(name, **form), settings(name)
+    ((field, value),) = form.items()
+    assert getattr(paper, field) == getattr(AdapterSettings(1, 1, 1, 1.0), field) != value
+    assert settings_of(adapter) == dataclasses.replace(paper, **form)
+    assert settings_of(adapter).build() == adapter != method(name)
+    # Configs of earlier runs do not have the field.
+    stored = dataclasses.asdict(paper)
+    del stored[field]
+    assert AdapterSettings(**migrate_settings(stored)).build() == method(name)
 
 
 def test_equal_gates_with_a_router_that_learns_or_is_frozen():

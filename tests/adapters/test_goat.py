@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from malora_jax import errors
-from malora_jax.adapters import LowRankExperts, method
+from malora_jax.adapters import AdapterConfig, LowRankExperts, method
 from malora_jax.adapters.base_structure import Axis
 from malora_jax.adapters.goat import SingularDirections, singular_directions
 from tests.helpers import reference
@@ -23,11 +23,11 @@ def kernel(inputs: int, outputs: int) -> np.ndarray:
     return (left * np.geomspace(30, 0.03, size) @ right.T).astype(np.float32)
 
 
-def start(kernel_DF: np.ndarray) -> dict[str, np.ndarray]:
-    found = singular_directions(kernel_DF, CONFIG.structure.segment_indices(*kernel_DF.shape))
+def start(kernel_DF: np.ndarray, config: AdapterConfig = CONFIG) -> dict[str, np.ndarray]:
+    found = singular_directions(kernel_DF, config.structure.segment_indices(*kernel_DF.shape))
     layers = SingularDirections(*(array[None] for array in found))
     return {
-        name: leaf[0] for name, leaf in CONFIG.structure.start_leaves(layers, CONFIG.scale).items()
+        name: leaf[0] for name, leaf in config.structure.start_leaves(layers, config.scale).items()
     }
 
 
@@ -48,6 +48,19 @@ def test_start_is_the_singular_value_decomposition(shape):
         np.testing.assert_allclose(found, B_t @ A_t, rtol=0, atol=1e-6 * np.abs(B_t @ A_t).max())
     np.testing.assert_array_equal(leaves['residual_down'], leaves['down'])
     np.testing.assert_array_equal(leaves['residual_up'], leaves['up'])
+
+
+def test_the_start_without_width_scale_is_that_of_the_scale_alpha_over_r():
+    """s B_t A_t with s = α / r is the part of W in the expert's directions, divided by ρ = 10."""
+    config = method('goat', num_experts=EXPERTS, rank=RANK, alpha=7.0, width_scale=False)
+    kernel_DF = kernel(34, 50)
+    leaves = start(kernel_DF, config)
+    U, sigma, Vt = np.linalg.svd(kernel_DF.T.astype(np.float64), full_matrices=False)
+    for t in range(EXPERTS):
+        own = slice(t * (34 // EXPERTS), t * (34 // EXPERTS) + RANK)
+        expected = U[:, own] * sigma[own] @ Vt[own] / 10
+        found = 7 / RANK * leaves['up'][t].T @ leaves['down'][t].T
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 def test_signs_do_not_depend_on_the_library(monkeypatch):

@@ -109,6 +109,32 @@ def test_a_bias_changes_the_choice_but_not_the_gates_of_an_expert():
     np.testing.assert_array_equal(biased.probabilities, plain.probabilities)
 
 
+@pytest.mark.parametrize('scores', ['softmax', 'sigmoid', 'magnitude'])
+def test_gates_with_the_bias_are_the_scores_that_choose(scores):
+    logits_NE, bias_E = np.random.default_rng(0).normal(size=(40, 8)), np.arange(8) / 20
+    config = routers.RouterConfig(
+        2, 'x', 'renormalized', scores=scores, bias_rate=0.1, bias_in_gates=True
+    )
+    routing = config.route(jnp.asarray(logits_NE), jnp.asarray(bias_E)[None])
+    for gates, logits_E in zip(routing.gates, logits_NE, strict=True):
+        choice = {
+            'softmax': reference.softmax(logits_E) + bias_E,
+            'sigmoid': 1 / (1 + np.exp(-logits_E)) + bias_E,
+            'magnitude': abs(logits_E + bias_E),
+        }[scores]
+        expected = np.where(choice >= np.sort(choice)[-2], choice, 0)
+        np.testing.assert_allclose(gates, expected / expected.sum(), rtol=1e-5)
+
+
+def test_a_bias_with_a_share_as_target_rises_only_without_tokens():
+    adapter = method('flylora', num_experts=4, shared_rank=4, top_k=2, bias_target='share')
+    load_LGE = jnp.asarray([[[1.0, 0, 30, 0], [0, 0, 1, 0]]])
+    routing = {'q': load_balancing.RoutingSums(load_LGE, load_LGE, load_LGE)}
+    frozen = {'q': {BALANCE_BIAS: jnp.zeros((1, 4))}}
+    bias_LE = update_biases(adapter, frozen, routing)['q'][BALANCE_BIAS]
+    np.testing.assert_allclose(bias_LE, 1e-3 * np.array([[-1, 1, -1, 1]]), rtol=1e-6)
+
+
 def test_a_bias_balances_the_load():
     """Skewed routers approach equal loads; without the bias, one expert gets most tokens."""
     x_ND, router_DE, _ = routed(tokens=400)
@@ -146,6 +172,35 @@ def test_balance_loss_equals_its_definition():
         np.asarray(x_ND, np.float64), np.asarray(router_DE, np.float64).T, 2
     )
     np.testing.assert_allclose(load_balancing.balance_loss(sums), expected, rtol=1e-5)
+
+
+def test_the_loss_of_distances_equals_its_definition():
+    """Padding does not count, and groups are added up."""
+    rng = np.random.default_rng(0)
+    logits_NM, offset_1M = rng.normal(size=(40, 9)), np.append(np.zeros(8), 0.5)[None]
+    config = method('adamole', balance_scores='distance').router
+    groups_NG = np.eye(3)[np.arange(40) % 3][:, :2]  # The third group is padding.
+    real = groups_NG.any(axis=1)
+
+    def loss(logits_NM):
+        routing = config.route(logits_NM, jnp.asarray(offset_1M))
+        distances_NE = config.balance_distances(logits_NM, jnp.asarray(offset_1M), None)
+        sums = load_balancing.sum_by_group(routing, jnp.asarray(groups_NG), distances_NE)
+        return load_balancing.balance_loss(sums)
+
+    def expected(logits_NM):
+        tau_N1 = 1 / (1 + np.exp(-logits_NM[:, -1:] - 0.5)) / 8
+        d = np.stack([reference.softmax(each[:-1]) for each in logits_NM]) - tau_N1
+        return reference.distance_balance(d[real], (d >= 0)[real])
+
+    found, gradient_NM = jax.value_and_grad(loss)(jnp.asarray(logits_NM, jnp.float32))
+    np.testing.assert_allclose(found, expected(logits_NM), rtol=1e-5)
+    for n, m in [(0, 0), (1, 3), (2, 4), (4, 8), (39, 8)]:
+        step = np.zeros_like(logits_NM)
+        step[n, m] = 1e-5
+        slope = (expected(logits_NM + step) - expected(logits_NM - step)) / 2e-5
+        np.testing.assert_allclose(gradient_NM[n, m], slope, rtol=1e-4, atol=1e-7)
+        assert bool(slope) == real[n]
 
 
 @pytest.mark.parametrize('top_k', [1, 2, 4])

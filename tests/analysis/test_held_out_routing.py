@@ -6,7 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from malora_jax.adapters.load_balancing import mean_balance_loss
+from malora_jax.adapters.settings import replace_settings
 from malora_jax.analysis import held_out_routing
+from malora_jax.analysis.router_stats import compute_router_stats
 from malora_jax.analysis.routing import by_task
 from malora_jax.training.held_out_loss import held_out_losses
 from malora_jax.training.step import routing_by_path
@@ -94,3 +97,16 @@ def test_words_are_the_sums_over_their_occurrences(found, asked, batches, variab
     for name, load_LWE in expected.items():
         np.testing.assert_array_equal(found.by_token[name], load_LWE)
         np.testing.assert_array_equal(load_LWE[0].sum(axis=-1), 2 * asked.counts)
+
+
+def test_the_loss_of_distances_is_that_of_training(asked, batches):
+    model = tiny_model(small_method('adamole', balance_scores='distance'))
+    variables = random_variables(model)
+    found = held_out_routing.sum_routing(model, variables, asked, 'route')
+    expected = held_out_losses(model, variables, batches, 2).routing
+    stats = compute_router_stats(model.adapter, [*found.by_question], found, asked.task)
+    loss = mean_balance_loss(expected, model.adapter)
+    np.testing.assert_allclose(stats.means()['balance_loss'], loss, rtol=1e-5)
+    paper = replace_settings(model.adapter, balance_scores='probability')
+    plain = held_out_losses(tiny_model(paper), variables, batches, 2).routing
+    assert abs(loss - mean_balance_loss(plain, paper)) > 0.01

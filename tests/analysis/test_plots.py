@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from malora_jax.analysis import figures, task_plots
+from malora_jax.analysis import figures, routing_plots, task_plots
 from malora_jax.analysis import training_plots as plots
 
 
@@ -121,6 +121,18 @@ def test_conditions_stand_above_the_plot(tmp_path, saved):
     )
     lines = saved[0].get_suptitle().split('\n')
     assert lines[0].startswith('tiny, seed 0') and len(lines) > 1
+
+
+def test_statistics_without_a_reference_have_no_line(tmp_path, saved):
+    names = ('balance_loss', 'effective_experts', 'max_expert_share', 'task_information')
+    records = [{'step': step, 'balance_loss': 0.5 * step} for step in (1, 2)]
+    held_out = {'step': [2], **{name: [1.0] for name in names}}
+    lines = {**dict.fromkeys(names, (0.7, 'even')), 'balance_loss': None}
+    routing_plots.plot_evolution(tmp_path / 'a.png', records, held_out, lines, 'tiny')
+    first, second, *_ = saved[0].axes
+    assert (len(first.lines), first.get_title()) == (2, 'balance')
+    assert second.get_title() == 'effective experts\n(dashed: even, 0.7)'
+    assert len(second.lines) == 2 and second.lines[1].get_linestyle() == '--'
 
 
 def test_only_truncated_axes_are_marked(tmp_path):

@@ -274,6 +274,11 @@ def test_more_than_a_softmax_router_is_refused_for_vllm(base, tmp_path, name, ch
     'name, changes, expected',
     [
         ('malora', {'bias_rate': 0.1}, {'kind': 'softmax', 'has_offset': True}),
+        (
+            'malora',
+            {'bias_rate': 0.1, 'bias_in_gates': True, 'renormalize': True},
+            {'has_offset': True, 'offset_in_gates': True},
+        ),
         ('adamole', {}, {'scores': 'threshold', 'has_offset': True}),
         ('smora', {}, {'scores': 'sigmoid', 'has_offset': True, 'factor': 2}),
         ('goat', {}, {'num_residual_experts': 4}),
@@ -292,6 +297,7 @@ def test_gates_with_more_settings_than_a_kind(base, name, changes, expected):
             'scores': 'softmax',
             'factor': 1,
             'has_offset': False,
+            'offset_in_gates': False,
             'num_residual_experts': 0,
             'num_up_experts': 0,
         }

@@ -32,6 +32,8 @@ CASES = {
     'Llama equal': (LLAMA, 'malora', {'equal_gates': True}),
     'Llama router on the subspace': (LLAMA, 'malora', {'router_input': 'first'}),
     'Llama balanced': (LLAMA, 'malora', {'bias_rate': 0.1}),
+    'Llama bias in gates': (LLAMA, 'smora', {'bias_in_gates': True}),
+    'Llama no width scale': (LLAMA, 'goat', {'width_scale': False}),
     'Llama of version 3': (LLAMA3, 'malora', {}),
     'Qwen2 malora': (QWEN2, 'malora', {}),
     'Qwen2 hydralora': (QWEN2, 'hydralora', {}),

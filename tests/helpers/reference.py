@@ -38,6 +38,8 @@ def expert_matrix(t, leaves, config: AdapterConfig):
         # s B_t A_t, divided by the scale; s = √(3 η n / r) with √η = α / (2 r).
         n, r = leaves['down'][t].shape
         s = np.sqrt(3 * (config.alpha / (2 * r)) ** 2 * n / r)
+        if not settings.width_scale:  # s = α / r
+            s = config.alpha / r
         return s / scale(config) * leaves['up'][t].T @ leaves['down'][t].T
     if not settings.shared_rank:
         return leaves['up'][t].T @ leaves['down'][t].T  # B_t A_t
@@ -79,6 +81,12 @@ class TokenRouting(NamedTuple):
 def expert_scores(x, dropped, leaves, config: AdapterConfig):
     """Return one token's probabilities, gates before the choice, and scores of the choice."""
     settings = settings_of(config)
+    p, scores, choice = _scores(x, dropped, leaves, settings)
+    # In published code, the scores that choose are also the gates.
+    return (p, choice, choice) if settings.bias_in_gates else (p, scores, choice)
+
+
+def _scores(x, dropped, leaves, settings):
     bias = leaves.get('balance_bias', 0)
     if settings.scores == 'magnitude':  # |A x|; |A x + d| chooses
         activations = leaves['shared_down'].T @ dropped
@@ -261,3 +269,12 @@ def load_balance(probabilities_NE, chosen_NE):
     """
     p, chosen = np.mean(probabilities_NE, axis=0), np.sum(chosen_NE, axis=0)
     return len(p) * (chosen / chosen.sum() * p).sum()
+
+
+def distance_balance(distances_NE, chosen_NE):
+    """Return the load-balancing loss N Σ_t f_t d_t of AdaMoLE's published code.
+
+    f_t is the share of the tokens that choose expert t, d_t the mean of its distances p_t - τ.
+    """
+    f, d = np.mean(chosen_NE, axis=0), np.mean(distances_NE, axis=0)
+    return sum(len(f) * f_t * d_t for f_t, d_t in zip(f, d, strict=True))

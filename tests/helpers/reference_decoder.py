@@ -12,7 +12,7 @@ import numpy as np
 
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.routers import RouterConfig
-from malora_jax.adapters.settings import replace_settings
+from malora_jax.adapters.settings import replace_settings, settings_of
 from malora_jax.models import ModelConfig
 from tests.helpers import reference
 
@@ -140,10 +140,7 @@ class ReferenceDecoder:
         real = batch['segment_ids'].reshape(-1) > 0
         if adapter is not None and adapter.has_router:
             each = [
-                reference.load_balance(
-                    [each.probabilities for each in itertools.compress(routings, real)],
-                    [each.chosen for each in itertools.compress(routings, real)],
-                )
+                _balance(list(itertools.compress(routings, real)), adapter)
                 for routings in outputs.routings.values()
             ]
             balance = sum(each) / len(each)
@@ -241,6 +238,13 @@ class ReferenceDecoder:
         gate = self._linear(x, block['gate'], f'layers/{i}/mlp/gate')
         up = self._linear(x, block['up'], f'layers/{i}/mlp/up')
         return self._linear(gate / (1 + np.exp(-gate)) * up, block['down'], f'layers/{i}/mlp/down')
+
+
+def _balance(routings: list[reference.TokenRouting], adapter: AdapterConfig) -> float:
+    chosen = [each.chosen for each in routings]
+    if settings_of(adapter).balance_scores == 'distance':
+        return reference.distance_balance([each.choice for each in routings], chosen)
+    return reference.load_balance([each.probabilities for each in routings], chosen)
 
 
 def token_nll(outputs: ReferenceOutputs, batch: dict[str, np.ndarray]) -> np.ndarray:

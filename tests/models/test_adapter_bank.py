@@ -32,6 +32,12 @@ VARIANTS = {
     'rank-stabilized': ('lora', {'rank_stabilized': True}),
     'balance bias': ('malora', {'bias_rate': 0.1}),
     'thresholds per layer': ('adamole', {'experts_per_layer': (2, 4)}),
+    'bias in gates': ('smora', {'bias_in_gates': True}),
+    'bias in softmax gates, experts per layer': (
+        'malora',
+        {'bias_rate': 0.1, 'bias_in_gates': True, 'experts_per_layer': (2, 4)},
+    ),
+    'no width scale': ('goat', {'width_scale': False}),
 }
 # Adapters of different ranks, numbers of experts and targets.
 MIXED = {

@@ -215,6 +215,28 @@ def test_runs_of_goat_with_different_ranks_are_not_a_group(tiny_weights):
     assert joint_groups(configs) == [['a', 'c'], ['b']]
 
 
+@pytest.mark.parametrize(
+    ('name', 'field', 'values'),
+    [
+        ('smora', 'bias_in_gates', (False, True)),
+        ('flylora', 'bias_target', ('mean', 'share')),
+        ('adamole', 'balance_scores', ('probability', 'distance')),
+        ('goat', 'width_scale', (True, False)),
+    ],
+)
+def test_forms_of_published_code_are_the_same_in_a_group(name, field, values, tiny_weights):
+    configs = {
+        f'{value} {seed}': toy_run_config(
+            tiny_weights, name, seed=seed, **{f'adapter__{field}': value}
+        )
+        for seed in (1, 2)
+        for value in values
+    }
+    first, second = values
+    expected = [[f'{first} 1', f'{first} 2'], [f'{second} 1', f'{second} 2']]
+    assert joint_groups(configs) == expected
+
+
 def test_the_largest_ranks_with_the_scale_of_each_run(tiny_weights):
     """The scales α / r are 16 / 4 and 12 / 2, independent of other runs' ranks."""
     runs = [

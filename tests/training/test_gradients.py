@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from malora_jax.adapters import trees
+from malora_jax.adapters.settings import settings_of
 from malora_jax.models import Decoder
 from malora_jax.models.config import Llama3Scaling
 from malora_jax.training.config import OptimizerConfig
@@ -79,6 +80,19 @@ VARIANTS = {
     'experts per layer': ('molora', {'experts_per_layer': (2, 4)}),
     'thresholds per layer': ('adamole', {'experts_per_layer': (2, 4)}),
     'balance bias': ('malora', {'bias_rate': 1e-2}),
+    'bias in gates': ('smora', {'bias_in_gates': True}),
+    'bias in softmax gates': ('malora', {'bias_rate': 1e-2, 'bias_in_gates': True}),
+    'bias toward a share': ('flylora', {'bias_target': 'share'}),
+    'bias toward a share per layer': (
+        'malora',
+        {'bias_rate': 1e-2, 'bias_target': 'share', 'experts_per_layer': (2, 4), 'top_k': 1},
+    ),
+    'distances': ('adamole', {'balance_scores': 'distance'}),
+    'distances per layer': (
+        'adamole',
+        {'balance_scores': 'distance', 'experts_per_layer': (2, 4)},
+    ),
+    'no width scale': ('goat', {'width_scale': False}),
     'three samples': ('remix', {'samples': 3}),
     'similarity': ('d2mora', {'similarity_weight': 0.5}),
     'similarity of cores': ('malora', {'similarity_weight': 0.5}),
@@ -269,7 +283,13 @@ def test_a_step_changes_the_trained_leaves_and_nothing_else(name):
         np.testing.assert_array_equal(leaves_of(step.params)[path], old, strict=True)
 
 
-@pytest.mark.parametrize('name', ['smora', 'flylora', 'balance bias'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *('smora', 'flylora', 'balance bias', 'bias in gates'),
+        *('bias toward a share', 'bias toward a share per layer'),
+    ],
+)
 def test_a_step_moves_the_balance_biases_by_their_rate(name):
     """The reference counts the tokens of each expert; a bias rises if they are few."""
     step = trained(name)
@@ -282,7 +302,12 @@ def test_a_step_moves_the_balance_biases_by_their_rate(name):
         routings = outputs.routings[f'layers/{layer}/{linear}']
         count_E = sum(each.chosen.astype(int) for each in itertools.compress(routings, real))
         n = adapter.layer_experts(step.model.config.num_layers)[layer]
-        change_E = adapter.router.bias_rate * np.sign(count_E.sum() / n - count_E)
+        # No token is routed to an expert that the layer lacks.
+        count_E = np.pad(count_E, (0, adapter.num_experts - n))
+        total = count_E.sum()
+        if settings_of(adapter).bias_target == 'share':
+            total = adapter.router.top_k
+        change_E = adapter.router.bias_rate * np.sign(total / n - count_E)
         path = f'layers/{linear}/balance_bias'
         assert len(np.unique(count_E)) > 1
         np.testing.assert_allclose(after[path][layer] - before[path][layer], change_E, atol=1e-7)

@@ -177,6 +177,11 @@ def _slots(run: LoadedRun) -> int:
     return 1 if is_dense(adapter) else adapter.router.min_experts
 
 
+def _has_balance_scale(run: LoadedRun) -> bool:
+    """Return whether the load-balancing loss is 1 if experts are used evenly."""
+    return run.run_config.adapter.router.balance_scores == 'probability'
+
+
 def _max_information(run: LoadedRun, num_tasks: int) -> float:
     experts = run.run_config.adapter.num_experts
     return routing.max_information(num_tasks, experts, _slots(run))
@@ -193,20 +198,27 @@ def _table(
         [f'step {step}' if step else 'start', *(f'{value:.3f}' for value in state.means().values())]
         for step, state in stats_by_step.items()
     ]
-    rows.append(['if balanced', '1.000', f'{experts:.3f}', f'{1 / experts:.3f}', '0.000'])
+    has_scale = _has_balance_scale(run)
+    balanced = '1.000' if has_scale else ''
+    rows.append(['if balanced', balanced, f'{experts:.3f}', f'{1 / experts:.3f}', '0.000'])
     rows.append(['by chance', '', '', '', f'{chance:.3f}'])
     rows.append(
         [
             'at most',
-            f'{experts / slots:.3f}',
+            f'{experts / slots:.3f}' if has_scale else '',
             f'{experts:.3f}',
             f'{1 / slots:.3f}',
             f'{max_information:.3f}',
         ]
     )
+    scale = (
+        'is 1 if experts are used evenly, and larger otherwise'
+        if has_scale
+        else 'is that of distances from the threshold, which has no fixed value for even use'
+    )
     caption = (
-        'Means over routers. Balance (the load-balancing loss) is 1 if experts are used evenly, '
-        'and larger otherwise. Effective experts are exp(entropy) of the shares. Task information '
+        f'Means over routers. Balance (the load-balancing loss) {scale}. '
+        'Effective experts are exp(entropy) of the shares. Task information '
         'is the number of bits that the expert of a token slot reveals about its task; "by chance" '
         'is its value with tasks assigned to the questions at random'
     )
@@ -223,7 +235,7 @@ def _plot_evolution(
 ) -> Picture:
     experts = run.run_config.adapter.num_experts
     lines = {
-        'balance_loss': (1.0, 'balanced'),
+        'balance_loss': (1.0, 'balanced') if _has_balance_scale(run) else None,
         'effective_experts': (float(experts), 'balanced'),
         'max_expert_share': (1 / experts, 'balanced'),
         'task_information': (chance, 'chance'),

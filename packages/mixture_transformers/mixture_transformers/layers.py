@@ -19,6 +19,7 @@ def top_k_gates(
     kind: str,
     scores: str = 'softmax',
     offset_M: torch.Tensor | None = None,
+    offset_in_gates: bool = False,
 ) -> torch.Tensor:
     """Return the gates of all experts, which are zero outside the top k.
 
@@ -29,11 +30,14 @@ def top_k_gates(
         kind: Kind of gates, one of `schema.GATES`.
         scores: Scores that choose the experts, one of `schema.SCORES`.
         offset_M: (M,) float32, bias of the router; None without one.
+        offset_in_gates: Whether the bias is part of the gates, not only of the choice.
 
     Returns:
         (N, E) float32.
     """
     gate_NE, choice_NE = _scores(logits_NM, scores, 0.0 if offset_M is None else offset_M)
+    if offset_in_gates:
+        gate_NE = choice_NE
     # torch.topk does not define which of several equal values it returns; a stable sort does.
     expert_NK = choice_NE.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
     gate_NK = gate_NE.gather(-1, expert_NK)
@@ -160,7 +164,12 @@ class MixtureLinear(nn.Module):
         mixture, gates = self._mixture, self._mixture.gates
         offset_M = self.router.offset.weight if self.router.offset else None
         gates_NE = gates.factor * top_k_gates(
-            self.router(x_ND), mixture.top_k, gates.kind, gates.scores, offset_M
+            self.router(x_ND),
+            mixture.top_k,
+            gates.kind,
+            gates.scores,
+            offset_M,
+            gates.offset_in_gates,
         )
         return nn.functional.pad(gates_NE, (0, gates.num_residual_experts), value=1.0)
 

@@ -38,6 +38,8 @@ class Gates:
         factor: Factor of all gates, such as K for gates that sum to K.
         has_offset: Whether the router has a bias. It is added to the scores that choose experts,
             but not to their gates; or to the logit of the threshold.
+        offset_in_gates: Whether the bias is part of the gates, too: the gates are then the scores
+            that choose experts. Exports of earlier releases do not have this field.
         num_residual_experts: Number of experts after the others, unknown to the router, whose gate
             is 1 for every token.
         num_up_experts: Number of up-projections U, to which a second router gives gates; 0 if each
@@ -48,6 +50,7 @@ class Gates:
     scores: str = 'softmax'
     factor: int = 1
     has_offset: bool = False
+    offset_in_gates: bool = False
     num_residual_experts: int = 0
     num_up_experts: int = 0
 
@@ -174,16 +177,15 @@ def _parse_gates(block: Mapping[str, Any]) -> Gates:
     """
     if not isinstance(block.get('gates'), Mapping):
         return Gates(_field(block, 'gates', GATES.__contains__, f'one of {", ".join(GATES)}'))
-    gates, count = block['gates'], 'an integer of at least 0'
+    gates, count = {'offset_in_gates': False, **block['gates']}, 'an integer of at least 0'
     return Gates(
         kind=_field(gates, 'kind', GATES.__contains__, f'one of {", ".join(GATES)}', 'gates.'),
         scores=_field(
             gates, 'scores', SCORES.__contains__, f'one of {", ".join(SCORES)}', 'gates.'
         ),
         factor=_field(gates, 'factor', _is_positive_integer, 'a positive integer', 'gates.'),
-        has_offset=_field(
-            gates, 'has_offset', lambda value: type(value) is bool, 'true or false', 'gates.'
-        ),
+        has_offset=_field(gates, 'has_offset', _is_bool, 'true or false', 'gates.'),
+        offset_in_gates=_field(gates, 'offset_in_gates', _is_bool, 'true or false', 'gates.'),
         num_residual_experts=_field(gates, 'num_residual_experts', _is_count, count, 'gates.'),
         num_up_experts=_field(gates, 'num_up_experts', _is_count, count, 'gates.'),
     )
@@ -224,6 +226,10 @@ def _field(
 def _is_positive_integer(value: Any) -> bool:
     # JSON's true is not a number, but Python's bool is an int.
     return type(value) is int and value >= 1
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value) is bool
 
 
 def _is_count(value: Any) -> bool:

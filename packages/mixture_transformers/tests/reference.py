@@ -63,6 +63,8 @@ def expert_gates(logits: np.ndarray, offset: Any, block: dict[str, Any]) -> list
         chooses = chooses + offset
     if settings['scores'] == 'magnitude':
         chooses = np.abs(chooses)
+    if settings['offset_in_gates']:
+        gate = chooses
     experts = range(len(gate))
     chosen = sorted(experts, key=lambda expert: (-chooses[expert], expert))[: block['top_k']]
     if settings['scores'] == 'threshold':
@@ -85,6 +87,7 @@ def gate_settings(block: dict[str, Any]) -> dict[str, Any]:
         'kind': block['gates'],
         'scores': 'softmax',
         'factor': 1,
+        'offset_in_gates': False,
         'num_residual_experts': 0,
         'num_up_experts': 0,
     }

@@ -107,6 +107,21 @@ def test_gates_are_those_of_the_reference(kind, scores):
     assert not np.allclose(top_k_gates(logits, 3, kind, scores), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize('scores', SCORES)
+def test_gates_with_the_offset_are_those_of_the_reference(scores):
+    block = mixture_block(gates=gates_object(scores=scores, offset_in_gates=True), top_k=3)
+    logits, offset = 2 * torch.randn(200, 6), torch.randn(6)
+    expected = [
+        reference.expert_gates(each, offset.double().numpy(), block)
+        for each in logits.double().numpy()
+    ]
+    found = top_k_gates(logits, 3, 'softmax', scores, offset, offset_in_gates=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    # The gates of a threshold have its bias in any case.
+    without = top_k_gates(logits, 3, 'softmax', scores, offset)
+    assert np.allclose(without, expected, atol=1e-3) == (scores == 'threshold')
+
+
 def test_the_lower_index_wins_a_tie():
     gates = top_k_gates(torch.tensor([[0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), 2, 'equal')
     assert gates.tolist() == [[0, 0.5, 0.5, 0], [0.5, 0.5, 0, 0]]

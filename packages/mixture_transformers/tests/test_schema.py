@@ -27,6 +27,7 @@ INVALID = {
         ({'gates': gates_object(scores='tanh')}, "scores is 'tanh'; it must be one of softmax, si"),
         ({'gates': gates_object(factor=0)}, 'gates.factor is 0; it must be a positive integer:'),
         ({'gates': gates_object(has_offset=1)}, 'has_offset is 1; it must be true or false:'),
+        ({'gates': gates_object(offset_in_gates=0)}, 'in_gates is 0; it must be true or false:'),
         ({'gates': gates_object(num_residual_experts=-1)}, '-1; it must be an integer of at least'),
         ({'gates': gates_object(num_up_experts=True)}, 'True; it must be an integer of at least 0'),
         ({'gates': {'kind': 'softmax'}}, 'config.json has no field mixture.gates.scores:'),
@@ -83,6 +84,13 @@ def test_another_version_asks_for_an_upgrade():
 def test_without_a_block_there_is_no_mixture():
     with pytest.raises(ValueError, match=r'has no object `mixture`: load .* --format=transformers'):
         parse_mixture(None)
+
+
+def test_gates_of_earlier_releases_have_no_offset():
+    gates = gates_object(has_offset=True)
+    del gates['offset_in_gates']
+    expected = Gates('softmax', has_offset=True, offset_in_gates=False)
+    assert parse_mixture(mixture_block(gates=gates)).gates == expected
 
 
 def test_the_fields_are_read():

@@ -37,6 +37,7 @@ def gates_object(**settings: Any) -> dict[str, Any]:
         'scores': 'softmax',
         'factor': 1,
         'has_offset': False,
+        'offset_in_gates': False,
         'num_residual_experts': 0,
         'num_up_experts': 0,
     } | settings
@@ -48,6 +49,9 @@ MORE_GATES = {
     'threshold': gates_object(kind='renormalized', scores='threshold', has_offset=True),
     'magnitude': gates_object(kind='equal', scores='magnitude', factor=2, has_offset=True),
     'offset': gates_object(has_offset=True),
+    'offset in gates': gates_object(
+        scores='sigmoid', factor=2, has_offset=True, offset_in_gates=True
+    ),
     'residual': gates_object(kind='renormalized', num_residual_experts=4),
     'second router': gates_object(kind='renormalized', num_up_experts=3),
 }
