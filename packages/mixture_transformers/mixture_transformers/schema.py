@@ -39,7 +39,7 @@ class Gates:
         has_offset: Whether the router has a bias. It is added to the scores that choose experts,
             but not to their gates; or to the logit of the threshold.
         offset_in_gates: Whether the bias is part of the gates, too: the gates are then the scores
-            that choose experts. Exports of earlier releases do not have this field.
+            that choose experts.
         num_residual_experts: Number of experts after the others, unknown to the router, whose gate
             is 1 for every token.
         num_up_experts: Number of up-projections U, to which a second router gives gates; 0 if each
@@ -177,7 +177,7 @@ def _parse_gates(block: Mapping[str, Any]) -> Gates:
     """
     if not isinstance(block.get('gates'), Mapping):
         return Gates(_field(block, 'gates', GATES.__contains__, f'one of {", ".join(GATES)}'))
-    gates, count = {'offset_in_gates': False, **block['gates']}, 'an integer of at least 0'
+    gates, count = block['gates'], 'an integer of at least 0'
     return Gates(
         kind=_field(gates, 'kind', GATES.__contains__, f'one of {", ".join(GATES)}', 'gates.'),
         scores=_field(

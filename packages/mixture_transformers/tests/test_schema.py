@@ -86,11 +86,12 @@ def test_without_a_block_there_is_no_mixture():
         parse_mixture(None)
 
 
-def test_gates_of_earlier_releases_have_no_offset():
-    gates = gates_object(has_offset=True)
-    del gates['offset_in_gates']
-    expected = Gates('softmax', has_offset=True, offset_in_gates=False)
-    assert parse_mixture(mixture_block(gates=gates)).gates == expected
+@pytest.mark.parametrize('name', gates_object())
+def test_a_missing_setting_of_the_gates_is_named(name):
+    gates = gates_object()
+    del gates[name]
+    with pytest.raises(ValueError, match=rf'has no field mixture\.gates\.{name}: export the model'):
+        parse_mixture(mixture_block(gates=gates))
 
 
 def test_the_fields_are_read():
