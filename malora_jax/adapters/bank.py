@@ -157,10 +157,10 @@ class BankedExperts(nn.Module):
     def _share(self, adapter: AdapterConfig) -> '_Share':
         linears = [output.name for output in self.outputs if output.name in adapter.targets]
         structure = adapter.structure
-        num_experts = adapter.num_experts + structure.num_residual_experts
+        num_experts = adapter.num_experts if adapter.has_router else 1
         return _Share(
             linears,
-            len(linears) * num_experts * structure.rank,
+            len(linears) * (num_experts + structure.num_residual_experts) * structure.rank,
             len(linears) * adapter.num_logits,
         )
 

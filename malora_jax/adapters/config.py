@@ -10,6 +10,7 @@ from malora_jax import errors
 from malora_jax.adapters import initializers
 from malora_jax.adapters.base_structure import Axis, Structure, require
 from malora_jax.adapters.goat import GOAT
+from malora_jax.adapters.heads import MultiHeadLoRA
 from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.adapters.routers import BALANCE_BIAS, RouterConfig
 from malora_jax.adapters.structures import DoRA
@@ -54,7 +55,7 @@ class AdapterConfig:
     Attributes:
         structure: Low-rank factors of the experts, and which of them the experts share.
         router: Settings of the top-k router. A single expert has no router: every token uses it.
-            Experts that are weighted by the task have none, either.
+            Experts that are weighted by the task or added up have none, either.
         alpha: LoRA's α. The update is multiplied by α / rank.
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA,
             Kalajdzievski 2023).
@@ -117,8 +118,8 @@ class AdapterConfig:
         )
         self._check_frozen()
         self._check_scores()
-        if isinstance(self.structure, TaskExperts):
-            self._check_task_experts()
+        if isinstance(self.structure, TaskExperts | MultiHeadLoRA):
+            self._check_unrouted_experts()
         require(
             router.gates != 'equal'
             or not router.has_weight
@@ -163,7 +164,7 @@ class AdapterConfig:
             "'x' unless the experts share a down-projection (shared_rank > 0 and subspace 'down' "
             "or 'heads')",
         )
-        if self.structure.num_residual_experts:
+        if self.structure.num_residual_experts and self.has_router:
             self._check_residual()
         if self.experts_per_layer:
             self._check_experts_per_layer()
@@ -222,9 +223,10 @@ class AdapterConfig:
                 is_of_ranks or not needs_ranks, field, value, "another unless subspace is 'ranks'"
             )
 
-    def _check_task_experts(self) -> None:
+    def _check_unrouted_experts(self) -> None:
         router = self.router
-        only = "if subspace is 'tasks', which uses all experts"
+        subspace = 'tasks' if isinstance(self.structure, TaskExperts) else 'summed_heads'
+        only = f'if subspace is {subspace!r}, which uses all experts'
         require(
             router.top_k == self.num_experts,
             'top_k',
@@ -247,7 +249,7 @@ class AdapterConfig:
         )
         last = self.structure.factors[-1]
         require(
-            last not in self.frozen or isinstance(self.structure, DoRA | GOAT),
+            last not in self.frozen or isinstance(self.structure, DoRA | GOAT | MultiHeadLoRA),
             'frozen',
             self.frozen,
             f'without {last!r}, which starts at zero: the update would stay zero',
@@ -261,7 +263,8 @@ class AdapterConfig:
     @property
     def has_router(self) -> bool:
         """True if there are several experts, which a router weights."""
-        return self.num_experts > 1 and not isinstance(self.structure, TaskExperts)
+        is_unrouted = isinstance(self.structure, TaskExperts | MultiHeadLoRA)
+        return self.num_experts > 1 and not is_unrouted
 
     @property
     def tasks(self) -> tuple[str, ...]:

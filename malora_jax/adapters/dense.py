@@ -19,6 +19,7 @@ class DenseExperts(NamedTuple):
     """Experts of one linear layer, in all transformer layers: NumPy or JAX arrays.
 
     The experts of a residual, which every token uses with the gate 1, come after the others.
+    Without a router, there is one expert before them.
 
     Attributes:
         down: (L, E, D, R), down-projection A_t of each expert, transposed.
@@ -58,6 +59,9 @@ def fold(adapter: AdapterConfig, leaves: Mapping[str, Any]) -> DenseExperts:
         UserError: An expert of the adapter's structure is not a product of two matrices.
     """
     down, up = adapter.structure.projections(leaves)
+    if not adapter.has_router:
+        # Every token uses all experts with the gate 1, and they share the down-projection.
+        up = up.sum(axis=1, keepdims=True)
     router, offset = 0 * down[:, 0, :, :1], None
     if adapter.has_router:
         first = leaves[adapter.structure.factors[0]]

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from malora_jax.adapters import alignment, dispatch, load_balancing, products, routers
 from malora_jax.adapters.base_structure import Axis, Leaves
 from malora_jax.adapters.config import AdapterConfig
+from malora_jax.adapters.heads import MultiHeadLoRA
 from malora_jax.adapters.input_products import multiply_input
 from malora_jax.adapters.task_experts import TaskExperts
 from malora_jax.distributed import sharding
@@ -144,6 +145,7 @@ class LowRankExperts(nn.Module):
         x: jax.Array,
         after_dropout: jax.Array | None = None,
         groups: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         """Return the update scale · Δ(x), which is added to the output of the frozen layer.
 
@@ -156,6 +158,7 @@ class LowRankExperts(nn.Module):
                 x without dropout.
             groups: (N, G) float32, a one-hot row for each of the N tokens in x: 1 in the column of
                 the token's group (task), else 0. If given, `RoutingSums` are sown, as in `update`.
+            train: Whether the heads of M-LoRA have dropout masks, as in `update`.
 
         Returns:
             (..., F) in the dtype of x.
@@ -168,7 +171,8 @@ class LowRankExperts(nn.Module):
         after_dropout_ND = x_ND if after_dropout is None else after_dropout.reshape(x_ND.shape)
         leaves = self.leaves(x.shape[-1])
         (projected,) = project_input(self.config, x_ND, after_dropout_ND, [leaves])
-        return self.update(projected, leaves, groups).reshape(*x.shape[:-1], self.features)
+        update = self.update(projected, leaves, groups, train=train)
+        return update.reshape(*x.shape[:-1], self.features)
 
     def update(
         self,
@@ -177,6 +181,7 @@ class LowRankExperts(nn.Module):
         groups_NG: jax.Array | None,
         scale: jax.Array | None = None,
         num_experts: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         """Route the tokens, and return scale · Δ(x).
 
@@ -192,6 +197,8 @@ class LowRankExperts(nn.Module):
                 has parameters for each task; the groups are then its tasks.
             scale: () float32, scale of the update; `config.scale` by default.
             num_experts: () int32, number of experts of this layer; all by default.
+            train: Whether the heads of M-LoRA have dropout masks, which need a PRNG stream named
+                `dropout`.
 
         Returns:
             (N, F) in the dtype of the input.
@@ -216,7 +223,11 @@ class LowRankExperts(nn.Module):
             if self.config.dispatch:
                 return scale * self._dispatch_update(projected, leaves, routing)
             gates_NE = routing.gates
-        update_NF = structure.update(down_projected_NQ, leaves, gates_NE, scale)
+        if train and isinstance(structure, MultiHeadLoRA) and structure.head_dropout > 0:
+            key = self.make_rng('dropout')
+            update_NF = structure.masked_update(key, down_projected_NQ, leaves, scale)
+        else:
+            update_NF = structure.update(down_projected_NQ, leaves, gates_NE, scale)
         residual = structure.residual(leaves)
         if residual is not None and projected.residual is not None:
             update_NF += products.sum_of_experts(scale * projected.residual, residual[1])

@@ -84,6 +84,17 @@ METHODS: dict[str, dict[str, Any]] = {
         similarity_weight=1e-4,
     ),
     'goat': dict(_TOP2_OF_8, rank=8, start='svd', renormalize=True),
+    # The number of heads of the authors' script for R-LoRA. Rank 20 has as many parameters as
+    # LoRA of rank 64.
+    'mlora_heads': dict(
+        num_experts=5,
+        top_k=5,
+        rank=20,
+        shared_rank=20,
+        subspace='summed_heads',
+        head_dropout=0.2,
+        balance_weight=0.0,
+    ),
     # The methods molora and malora with token dispatch, as in the paper.
     'molora_dispatch': dict(_TOP2_OF_8, rank=8, dispatch=True),
     'malora_dispatch': dict(_TOP2_OF_8, rank=12, shared_rank=32, dispatch=True),

@@ -10,6 +10,7 @@ from malora_jax.adapters.base_structure import Structure, SubspaceStructure, req
 from malora_jax.adapters.config import DEFAULT_TARGETS, AdapterConfig, Initialization
 from malora_jax.adapters.d2mora import D2MoRA
 from malora_jax.adapters.goat import GOAT
+from malora_jax.adapters.heads import MultiHeadLoRA
 from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.adapters.routers import RouterConfig
 from malora_jax.adapters.task_experts import TaskExperts
@@ -24,6 +25,7 @@ SUBSPACES: dict[str, type[Structure]] = {
     'both': structures.CoMoL,
     'ranks': RankExperts,
     'tasks': TaskExperts,
+    'summed_heads': MultiHeadLoRA,
 }
 # Initial values of the experts, values of `adapter.start`.
 STARTS = ('random', 'svd', 'sparse')
@@ -54,7 +56,8 @@ class AdapterSettings:
             a core of its own (CoMoL; MoSLoRA with a single expert). 'ranks': each of the ranks of
             one LoRA is an expert (SMoRA, FlyLoRA); then `rank` is 1, and `shared_rank` equals
             `num_experts`. 'tasks': all experts share A and are weighted by the task of the token,
-            and each task has a core (MTL-LoRA).
+            and each task has a core (MTL-LoRA). 'summed_heads': all experts share A and are added
+            up without a router (M-LoRA).
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA).
         magnitude: Whether the columns of W + (α/r) B A are scaled to trained lengths (DoRA); only
             for a single expert.
@@ -116,6 +119,8 @@ class AdapterSettings:
             the number of tokens, as in AdaMoLE's published code.
         width_scale: Whether the update grows with the square root of the number of inputs, if
             `start` is 'svd'. False is the scale α / rank of GOAT's published scripts.
+        head_dropout: Dropout rate of A x, with a mask for each expert, in training only, if
+            `subspace` is 'summed_heads'.
 
     Raises:
         UserError: A value has the wrong type.
@@ -154,6 +159,7 @@ class AdapterSettings:
     bias_target: str = 'mean'
     balance_scores: str = 'probability'
     width_scale: bool = True
+    head_dropout: float = 0.0
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -222,6 +228,12 @@ class AdapterSettings:
             self.tasks or self.task_temperature,
             f"{'()' if self.tasks else '1.0'} unless subspace is 'tasks'",
         )
+        require(
+            self.head_dropout == 0 or self.subspace == 'summed_heads',
+            'head_dropout',
+            self.head_dropout,
+            "0.0 unless subspace is 'summed_heads'",
+        )
         if self.start not in STARTS:
             raise errors.unknown_name('adapter.start', self.start, STARTS)
         require(
@@ -259,6 +271,8 @@ class AdapterSettings:
         require(self.shared_rank == expected, 'shared_rank', self.shared_rank, description)
         if kind is TaskExperts:
             return TaskExperts(self.num_experts, self.rank, self.tasks, self.task_temperature)
+        if kind is MultiHeadLoRA:
+            return MultiHeadLoRA(self.num_experts, self.rank, self.head_dropout)
         return kind(self.num_experts, self.rank)
 
 
@@ -303,6 +317,7 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         bias_target=router.bias_target,
         balance_scores=router.balance_scores,
         width_scale=structure.width_scale if isinstance(structure, GOAT) else True,
+        head_dropout=structure.head_dropout if isinstance(structure, MultiHeadLoRA) else 0.0,
     )
 
 

@@ -16,7 +16,7 @@ the gate of expert t and E_t the product of its factors:
 
 `d2mora.D2MoRA` has another form: a second router weights the up-projections. In
 `rank_experts.RankExperts`, each rank of one LoRA is an expert. `goat.GOAT` has the experts of
-MoLoRA, and a frozen residual.
+MoLoRA, and a frozen residual. `heads.MultiHeadLoRA` has the factors of HydraLoRA, but no router.
 
 Quoted methods are ablations in Table 3 of the MALoRA paper. Equation numbers refer to this paper.
 Arrays hold the transposes of the paper's matrices: the down-projection A_t is stored as (D, R).

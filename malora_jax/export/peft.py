@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from malora_jax import files
 from malora_jax.adapters.config import LINEARS, AdapterConfig
+from malora_jax.adapters.dense import fold
 from malora_jax.adapters.structures import DoRA
 from malora_jax.adapters.trees import linear_leaves, parent_module
 from malora_jax.errors import UserError, short_repr
@@ -58,7 +59,7 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
     """Write an adapter in PEFT's format, with its tokenizer and generation settings.
 
     Args:
-        trained: Trained model of method LoRA, rsLoRA, DoRA, AsyLoRA or MoSLoRA.
+        trained: Trained model of method LoRA, rsLoRA, DoRA, AsyLoRA, MoSLoRA or M-LoRA.
         output: Directory to create.
 
     Raises:
@@ -66,6 +67,8 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
             update is zero, or the directory exists and is not empty.
     """
     adapter = merge.check_mergeable(trained, 'peft')
+    # A residual adds its ranks to those of the expert.
+    parts = 1 + adapter.structure.num_residual_experts
     tensors = {}
     for target in adapter.targets:
         for leaf, array in _lora_leaves(trained, adapter, target).items():
@@ -75,8 +78,9 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
         'peft_type': 'LORA',
         'task_type': 'CAUSAL_LM',
         'base_model_name_or_path': huggingface_names.base_name(trained),
-        'r': adapter.structure.rank,
-        'lora_alpha': adapter.alpha,
+        'r': parts * adapter.structure.rank,
+        # PEFT divides by the rank, or by its root.
+        'lora_alpha': adapter.alpha * parts ** (0.5 if adapter.rank_stabilized else 1),
         'lora_dropout': adapter.dropout,
         'target_modules': huggingface_names.target_modules(adapter),
         'use_rslora': adapter.rank_stabilized,
@@ -94,11 +98,15 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
 def _lora_leaves(
     trained: TrainedModel, adapter: AdapterConfig, target: str
 ) -> dict[str, jax.Array]:
-    """Return A and B of the only expert, (L, D, R) and (L, R, F), and DoRA's magnitude, (L, F)."""
-    leaves, structure = linear_leaves(trained.variables, target), adapter.structure
-    down, up = structure.projections(leaves)
-    others = {name: leaves[name] for name in structure.kernel_dependent}
-    return {'down': down[:, 0], 'up': up[:, 0]} | others
+    """Return A and B, (L, D, R) and (L, R, F), and DoRA's magnitude, (L, F).
+
+    The ranks of a residual come after those of the only expert.
+    """
+    leaves = linear_leaves(trained.variables, target)
+    experts = fold(adapter, leaves)
+    others = {name: leaves[name] for name in adapter.structure.kernel_dependent}
+    down_LDR, up_LRF = experts.stacked_down().swapaxes(1, 2), experts.stacked_up().swapaxes(1, 2)
+    return {'down': down_LDR, 'up': up_LRF} | others
 
 
 def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np.ndarray], float]:

@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude
 from malora_jax.adapters.bank import GROUP_PREFIX, AdapterBank, BankedExperts, Output, Update
+from malora_jax.adapters.dropout import dropout
 from malora_jax.adapters.low_rank import ProjectedInput, project_input
 from malora_jax.adapters.structures import DoRA
 from malora_jax.distributed import sharding
@@ -108,6 +109,7 @@ class AdaptedLinear(nn.Module):
         groups_NG: jax.Array | None,
         scale: jax.Array | None,
         num_experts: jax.Array | None,
+        train: bool,
         banked: Update | None = None,
     ) -> jax.Array:
         """Apply the linear and its adapter.
@@ -121,6 +123,7 @@ class AdaptedLinear(nn.Module):
             scale: () float32 factor of the update, which replaces `AdapterConfig.scale`; None keeps
                 the value of the config.
             num_experts: () int32 number of experts of this layer; None for all.
+            train: Whether dropout is on.
             banked: Update by the adapters of a bank.
 
         Returns:
@@ -132,7 +135,7 @@ class AdaptedLinear(nn.Module):
         else:
             y_NF = x_ND @ kernel.astype(x_ND.dtype)
         if projected is not None:
-            y_NF += self.experts.update(projected, leaves, groups_NG, scale, num_experts)
+            y_NF += self.experts.update(projected, leaves, groups_NG, scale, num_experts, train)
         if banked is not None:
             y_NF += banked.added
         output_axis = 'features' if self.axes[1] == 'embed' else self.axes[1]
@@ -166,29 +169,12 @@ class AdaptedLinear(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout, with random bits that are cheap to recompute in the backward pass."""
+    """Inverted dropout, with masks from the PRNG stream `dropout`."""
 
     @nn.compact
     def __call__(self, x_ND: jax.Array, rate: float | jax.Array) -> jax.Array:
         """Set each entry to zero with probability `rate`, and scale up the others."""
-        keep = 1 - rate
-        # Compare the upper 24 bits, because float32 represents these numbers exactly.
-        is_kept_ND = (_random_bits(self.make_rng('dropout'), x_ND.shape) >> 8) < keep * 2**24
-        return jnp.where(is_kept_ND, x_ND / jnp.asarray(keep, x_ND.dtype), 0)
-
-
-def _random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return random uint32 numbers, (N, D), by a cheap hash.
-
-    JAX's generator draws two numbers for each row. The numbers of a row are hashes of these two and
-    of the column, by the final mix of MurmurHash3. JAX's generator alone would take about as long
-    as the products of a LoRA.
-    """
-    start_N1, offset_N1 = jax.random.bits(key, (2, shape[0], 1))
-    bits_ND = start_N1 + jnp.arange(shape[1], dtype=jnp.uint32)[None]
-    bits_ND = (bits_ND ^ (bits_ND >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits_ND = (bits_ND ^ (bits_ND >> 13) ^ offset_N1) * jnp.uint32(0xC2B2AE35)
-    return bits_ND ^ (bits_ND >> 16)
+        return dropout(self.make_rng('dropout'), x_ND, rate)
 
 
 class AdaptedSublayer(nn.Module):
@@ -209,7 +195,8 @@ class AdaptedSublayer(nn.Module):
     ) -> list[jax.Array]:
         """Apply all linears that share an input, such as q, k and v.
 
-        Their adapters share the dropout mask, and their down-projections are computed together.
+        Their adapters share the dropout mask of the input, and their down-projections are computed
+        together.
 
         Args:
             x_ND: Input of the linears.
@@ -238,6 +225,7 @@ class AdaptedSublayer(nn.Module):
             linear(
                 *(x_ND, leaves.get(linear.name, {}), projected.get(linear.name)),
                 *(context.groups, context.scale, context.num_experts),
+                context.train,
                 banked.get(linear.name or ''),
             )
             for linear in linears

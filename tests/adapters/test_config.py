@@ -37,7 +37,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 def test_methods_differ():
     """No two method names have the same settings."""
     adapters = [method(name) for name in METHODS]
-    assert len(set(adapters)) == len(METHODS) == 29
+    assert len(set(adapters)) == len(METHODS) == 30
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,26 @@ def test_methods_differ():
         ),
         ('molora', {'width_scale': False}, "is False; it must be True unless start is 'svd'."),
         ('malora', {'bias_in_gates': 1}, 'adapter.bias_in_gates is 1; it must be '),
+        ('mlora_heads', {'rank': 8}, 'shared_rank is 20; it must be equal to rank (8) if subspace'),
+        ('mlora_heads', {'shared_rank': 0}, "it must be positive if subspace is 'summed_heads'"),
+        ('mlora_heads', {'top_k': 2}, "equal to num_experts (5) if subspace is 'summed_heads'"),
+        ('mlora_heads', {'renormalize': True}, "False if subspace is 'summed_heads', which uses"),
+        ('mlora_heads', {'equal_gates': True}, "False if subspace is 'summed_heads', which uses"),
+        ('mlora_heads', {'head_dropout': 1.0}, 'head_dropout is 1.0; it must be at least 0 and'),
+        ('mlora_heads', {'head_dropout': -0.1}, 'head_dropout is -0.1; it must be at least 0 and'),
+        ('hydralora', {'head_dropout': 0.2}, "is 0.2; it must be 0.0 unless subspace is 'summed_"),
+        ('lora', {'head_dropout': 0.2}, 'head_dropout is 0.2; it must be 0.0 unless subspace is'),
+        ('mlora_heads', {'scores': 'sigmoid', 'renormalize': True}, "it must be 'softmax'"),
+        ('mlora_heads', {'bias_rate': 0.1}, 'bias_rate is 0.1; it must be 0 unless num_experts >'),
+        ('mlora_heads', {'dispatch': True}, 'dispatch is True; it must be False unless num_expe'),
+        ('mlora_heads', {'identical_start': True}, 'identical_start is True; it must be False'),
+        ('mlora_heads', {'experts_per_layer': (2, 5)}, 'it must be () for a single expert'),
+        ('mlora_heads', {'similarity_weight': 0.1}, 'similarity_weight is 0.1; it must be at'),
+        ('mlora_heads', {'num_up_experts': 4}, 'num_up_experts is 4; it must be 0 if shared_rank'),
+        ('mlora_heads', {'start': 'svd'}, "start is 'svd'; it must be 'random' with shared_rank"),
+        ('mlora_heads', {'start': 'sparse'}, "start is 'sparse'; it must be another unless"),
+        ('mlora_heads', {'frozen': ('residual_up',)}, "Unknown parameter in adapter.frozen 'resid"),
+        ('mlora_heads', {'frozen': ('shared_down', 'up')}, 'a proper subset of the parameters'),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(name, overrides, message):

@@ -56,6 +56,7 @@ SMALL = {
     'comol': dict(rank=6, shared_rank=6),
     'd2mora': dict(rank=4, num_up_experts=5),
     'goat': dict(rank=3),
+    'mlora_heads': dict(rank=4, shared_rank=4),
 }
 # Options that the paper does not have: name, the method that the option changes, the change.
 OPTIONS = {
@@ -79,6 +80,7 @@ OPTIONS = {
         dict(equal_gates=False, renormalize=True, bias_in_gates=True),
     ),
     'no_width_scale': ('goat', dict(width_scale=False)),
+    'one_head': ('mlora_heads', dict(num_experts=1, top_k=1)),
 }
 CONFIGS = {name: method(name, **SMALL[name]) for name in METHODS} | {
     name: method(base, **SMALL[base], **change) for name, (base, change) in OPTIONS.items()
@@ -241,13 +243,15 @@ def test_gradients_equal_the_equations_central_differences(name):
     data=st.data(),
 )
 def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace, data):
-    top_k = data.draw(st.integers(1, experts)) if subspace != 'tasks' else experts
-    has_router = subspace != 'tasks' and experts > 1
+    is_routed = subspace not in ('tasks', 'summed_heads')
+    top_k = data.draw(st.integers(1, experts)) if is_routed else experts
+    has_router = is_routed and experts > 1
     renormalize = data.draw(st.booleans()) and top_k > 1 and has_router
     equal_gates = data.draw(st.booleans()) and not renormalize and has_router
     if subspace == 'ranks':
         rank = 1
-    same_rank = dict.fromkeys(('heads', 'tails', 'both', 'tasks'), rank) | {'ranks': experts}
+    names = ('heads', 'tails', 'both', 'tasks', 'summed_heads')
+    same_rank = dict.fromkeys(names, rank) | {'ranks': experts}
     shared_rank = ({'': 0, 'own': experts} | same_rank).get(subspace, rank + extra)
     config = AdapterSettings(
         num_experts=experts,
@@ -457,6 +461,10 @@ SHAPES = {
         _ROUTER | {'down': (8, INPUTS, 5), 'up': (8, 5, OUTPUTS)},
         {'residual_down': (8, INPUTS, 5), 'residual_up': (8, 5, OUTPUTS)},
     ),
+    'mlora_heads': (
+        {'shared_down': (INPUTS, 20), 'up': (5, 20, OUTPUTS)},
+        {'residual_down': (INPUTS, 20), 'residual_up': (20, OUTPUTS)},
+    ),
 }
 
 
@@ -473,9 +481,10 @@ def test_leaves_and_shapes_are_the_contract(name):
     assert found == ({'adapter_frozen': frozen} if frozen else {})
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert not np.any(update), 'nothing is changed before training'
-    last = method(name).structure.factors[-1]
+    # M-LoRA starts from random heads, which its residual subtracts.
+    zero = method(name).structure.factors[-1] if name != 'mlora_heads' else ''
     for leaf, values in (nn.unbox(variables)['adapter']).items():
-        assert np.any(values) == (leaf != last), leaf
+        assert np.any(values) == (leaf != zero), leaf
 
 
 @pytest.mark.parametrize('name', [name for name in METHODS if method(name).has_router])

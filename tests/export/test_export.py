@@ -8,19 +8,21 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax.traverse_util import unflatten_dict
 
 import malora_jax
+from malora_jax.adapters import method
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.data import end_token_id
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
 from malora_jax.export.huggingface import write_base, write_merged
-from malora_jax.export.peft import write_peft
+from malora_jax.export.peft import read_peft, write_peft
 from malora_jax.inference import load_all
 from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.base_model import load_base
 from tests.export.helpers import TOKENS, VARIANTS, restored_model, tiny_base
-from tests.helpers.models import STRUCTURES, logits_of, small_method
+from tests.helpers.models import STRUCTURES, logits_of, random_variables, small_method, tiny_model
 
 # Logits of `peft` and `transformers` for our exports, in float32.
 LOGITS = np.load(Path(__file__).parents[1] / 'fixtures' / 'export_logits.npz')
@@ -175,6 +177,30 @@ def test_peft_says_what_we_do(base, tmp_path, name):
         np.testing.assert_array_equal(array.sum(dtype=np.float64), kept[key], err_msg=key)
     expected = logits_of(found.model, found.variables, TOKENS)
     np.testing.assert_allclose(LOGITS[f'peft_{name}'], expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize('changes', [{}, {'rank_stabilized': True, 'targets': ('q', 'down')}])
+def test_heads_and_their_residual_are_one_lora(base, tmp_path, changes):
+    found = restored_model('mlora_heads', *base)
+    model = tiny_model(small_method('mlora_heads', **changes))
+    variables = random_variables(model, seed=3) | {'params': base[0].params}
+    found = found._replace(model=model, variables=variables)
+    expected = logits_of(found.model, found.variables, TOKENS)
+    plain = logits_of(Decoder(model.config), {'params': base[0].params}, TOKENS)
+    assert np.abs(expected - plain).max() > 0.1
+
+    write_peft(found, tmp_path / 'peft')
+    leaves, scale = read_peft(tmp_path / 'peft', model.config)
+    # Twice the rank 5 of a head.
+    lora = method('lora', rank=10, alpha=10 * scale, targets=model.adapter.targets)
+    tree = {'params': base[0].params, 'adapter': unflatten_dict(leaves, sep='/')}
+    np.testing.assert_allclose(
+        logits_of(Decoder(model.config, lora), tree, TOKENS), expected, atol=TOLERANCE
+    )
+    write_merged(found, tmp_path / 'merged')
+    merged = load_base(preset('tiny'), str(tmp_path / 'merged'))
+    logits = logits_of(Decoder(merged.config), {'params': merged.params}, TOKENS)
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize('name', ['adamole', 'smora', 'flylora', 'goat'])

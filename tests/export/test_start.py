@@ -90,10 +90,11 @@ def test_another_factor_of_the_update_changes_nothing(base, tmp_path, changes):
     np.testing.assert_allclose(ours, logits(found), atol=1e-5)
 
 
-def test_another_factor_of_a_residual_changes_nothing(base, tmp_path):
-    found = restored_model('goat', *base)
+@pytest.mark.parametrize('method', ['goat', 'mlora_heads'])
+def test_another_factor_of_a_residual_changes_nothing(base, tmp_path, method):
+    found = restored_model(method, *base)
     write_adapter(found, tmp_path / 'out')
-    model = tiny_model(small_method('goat', alpha=0.5))
+    model = tiny_model(small_method(method, alpha=0.5))
     _, ours = started(tmp_path / 'out', base, model)
     np.testing.assert_allclose(ours, logits(found), atol=1e-5)
 
@@ -239,6 +240,7 @@ def test_a_config_as_peft_writes_it(base, tmp_path):
             {'rank': 8},
             "cannot start; choose 'lora', 'molora', 'malora'",
         ),
+        ('lora', 'mlora_heads', {'rank': 8, 'shared_rank': 8}, 'cannot start; choose'),
         ('lora', 'malora_unshared', {'rank': 8}, "cannot start; choose 'lora', 'molora', 'malora'"),
         (
             'dora',

@@ -95,14 +95,19 @@ _SIZES: dict[str, dict[str, Any]] = {
     'd2mora': dict(num_experts=4, top_k=4, rank=3, num_up_experts=8),
     # With 64 inputs, the factor of the update is about 1, because its gates sum to one.
     'goat': dict(num_experts=4, rank=3, alpha=0.7),
+    'mlora_heads': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
     'molora_dispatch': dict(num_experts=4, rank=3),
     'malora_dispatch': dict(num_experts=4, rank=4, shared_rank=9),
 }
 
 
 def small_method(name: str, **overrides: Any) -> AdapterConfig:
-    """Return the config of the method in a size that suits the tiny model."""
-    return method(name, **(_SIZES[name] | overrides))
+    """Return the config of the method in a size that suits the tiny model.
+
+    If the dropout rate is zero, heads have no dropout masks, either.
+    """
+    no_masks = {'head_dropout': 0.0} if overrides.get('dropout') == 0 else {}
+    return method(name, **(_SIZES[name] | no_masks | overrides))
 
 
 def tiny_model(adapter: AdapterConfig | None = None, **overrides: Any) -> Decoder:

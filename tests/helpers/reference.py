@@ -50,7 +50,7 @@ def expert_matrix(t, leaves, config: AdapterConfig):
             return leaves['up'][t].T @ leaves['core'][t].T @ leaves['down'][t].T
         case 'up':  # S_B P_t A_t
             return leaves['shared_up'].T @ leaves['core'][t].T @ leaves['down'][t].T
-        case 'heads':  # B_t A
+        case 'heads' | 'summed_heads':  # B_t A
             return leaves['up'][t].T @ leaves['shared_down'].T
         case 'tails':  # B A_t
             return leaves['shared_up'].T @ leaves['down'][t].T
@@ -113,10 +113,10 @@ def sampled_routing(order_K, config: AdapterConfig):
 
 
 def token_routing(x, dropped, leaves, config: AdapterConfig):
-    """Return the routing of one token x (n,); a single expert always has gate 1."""
-    if config.num_experts == 1:
-        return TokenRouting(np.ones(1), np.ones(1), np.ones(1), np.ones(1, bool))
-    settings = settings_of(config)
+    """Return the routing of one token x (n,); a single expert and M-LoRA's heads have gate 1."""
+    settings, N = settings_of(config), config.num_experts
+    if N == 1 or settings.subspace == 'summed_heads':
+        return TokenRouting(np.ones(N), np.ones(N), np.ones(N), np.ones(N, bool))
     p, scores, choice = expert_scores(x, dropped, leaves, config)
     chosen = np.zeros(len(p), bool)
     chosen[sorted(range(len(p)), key=lambda t: (-choice[t], t))[: settings.top_k]] = True
@@ -148,7 +148,8 @@ def task_matrix(t, leaves, config: AdapterConfig):
 def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routings=None, tasks=None):
     """Return the scaled update (α / r) Δ(x) or (α / √r) Δ(x) of every token, (N, m).
 
-    GOAT subtracts its residual, the mean of the initial experts, from x without dropout.
+    GOAT subtracts its residual, the mean of the initial experts, from x without dropout. M-LoRA
+    subtracts the sum of its initial heads in the same way.
 
     Args:
         x_ND: Inputs (N, n); the router always sees them without dropout.
@@ -177,6 +178,8 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routing
         residual = np.mean(
             [expert_matrix(t, start, config) for t in range(config.num_experts)], axis=0
         )
+    if settings_of(config).subspace == 'summed_heads':
+        residual = leaves['residual_up'].T @ leaves['residual_down'].T  # (Σ_i B_i⁰) A⁰
     for x, dropped, routing in zip(x_ND, dropped_ND, routings, strict=True):
         terms = zip(routing.gates, experts, strict=True)
         mixture = sum(g * (D_t @ dropped) for g, D_t in terms)

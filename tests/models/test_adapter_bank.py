@@ -38,6 +38,7 @@ VARIANTS = {
         {'bias_rate': 0.1, 'bias_in_gates': True, 'experts_per_layer': (2, 4)},
     ),
     'no width scale': ('goat', {'width_scale': False}),
+    'rank-stabilized heads': ('mlora_heads', {'rank_stabilized': True, 'targets': ('q', 'o')}),
 }
 # Adapters of different ranks, numbers of experts and targets.
 MIXED = {

@@ -237,6 +237,26 @@ def test_linears_with_one_input_share_one_dropout_mask(kind):
         np.testing.assert_array_equal(dropped[name], dropped[names[0]])
 
 
+@pytest.mark.parametrize('kind', [Attention, MLP])
+def test_masks_of_heads_are_on_in_training_only_and_differ_between_linears(kind):
+    settings = {'dropout': 0.0, 'head_dropout': 0.5}
+    model = tiny_model(small_method('mlora_heads', **settings), num_kv_heads=4)
+    part = kind(model.config, model.adapter)
+    names = ('q', 'k', 'v') if kind is Attention else ('gate', 'up')
+    place = 'attention' if kind is Attention else 'mlp'
+    same = {}
+    for collection, tree in random_variables(model).items():
+        if 'layers' in tree:
+            own = jax.tree.map(lambda leaf: leaf[0], tree['layers'][place])
+            same[collection] = own | {name: own[names[0]] for name in names}
+    x_ND = jax.random.normal(jax.random.key(0), (6, model.config.width))
+    masked, whole = part_outputs(part, same, x_ND, True), part_outputs(part, same, x_ND, False)
+    for name in names[1:]:
+        np.testing.assert_array_equal(whole[name], whole[names[0]])
+        assert np.abs(masked[name] - masked[names[0]]).max() > 0.05
+    assert np.abs(masked[names[0]] - whole[names[0]]).max() > 0.05
+
+
 @pytest.mark.parametrize('kind, name', [(Attention, 'o'), (MLP, 'down')])
 def test_the_last_linear_has_dropout_before_its_adapter(kind, name):
     """Only this linear is adapted, so that its input is the same with and without dropout."""

@@ -37,7 +37,9 @@ def loss_and_gradients(model: Decoder, variables):
 
 
 @pytest.mark.parametrize('remat', ['light', 'full'])
-@pytest.mark.parametrize('name', ['lora', 'dora', 'molora', 'malora', 'malora_shared_up', 'd2mora'])
+@pytest.mark.parametrize(
+    'name', ['lora', 'dora', 'molora', 'malora', 'malora_shared_up', 'd2mora', 'mlora_heads']
+)
 def test_remat_equals_no_remat(name, remat):
     kept, again = (models(name)[key] for key in ('none', remat))
     variables = random_variables(kept)

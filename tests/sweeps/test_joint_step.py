@@ -43,7 +43,7 @@ def settings(weights, method, **changes):
     """Return configs of three runs that differ in everything that may differ."""
     if method == 'dora':
         changes |= {'adapter__num_experts': 1}
-    if method == 'mtl_lora':
+    if method in ('mtl_lora', 'mlora_heads'):
         changes |= {'adapter__top_k': 4}
     return [
         toy_run_config(weights, method, **changes, **dict(zip(DIFFERENT, values, strict=True)))
@@ -66,12 +66,12 @@ MTL_LORA_RANKS = tuple({'rank': rank, 'shared_rank': rank} for rank in (3, 5, 2)
     [
         *(('lora', ()), ('dora', ()), ('malora', ()), ('goat', ())),
         *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS), ('mtl_lora', MTL_LORA_RANKS)),
-        ('d2mora', MOLORA_RANKS),
+        *(('d2mora', MOLORA_RANKS), ('mlora_heads', MTL_LORA_RANKS)),
     ],
     ids=[
         *('lora', 'dora', 'malora', 'goat'),
         *('molora of three ranks', 'malora of three ranks', 'mtl_lora of three ranks'),
-        'd2mora of three ranks',
+        *('d2mora of three ranks', 'mlora_heads of three ranks'),
     ],
 )
 def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):

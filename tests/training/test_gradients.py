@@ -72,6 +72,7 @@ LEAVES = {
     'comol': ({'router', 'shared_down', 'core', 'shared_up'}, set()),
     'd2mora': ({'router', 'down', 'up_router', 'up'}, set()),
     'goat': ({'router', 'down', 'up'}, {'residual_down', 'residual_up'}),
+    'mlora_heads': ({'shared_down', 'up'}, {'residual_down', 'residual_up'}),
     'molora_dispatch': ({'router', 'down', 'up'}, set()),
     'malora_dispatch': ({'router', 'shared_down', 'core', 'up'}, set()),
 }

@@ -50,6 +50,9 @@ ROWS = [
     ('d2mora', {}, 157_280_256, 0, 2.334, 2.281),
     # Trained as MoLoRA; frozen are the initial values of its projections, without routers.
     ('goat', {}, 151_191_552, 143_130_624, 2.244, 2.150),
+    # 32 layers of 20 columns of A for 31488 inputs, and of 5 heads of rank 20 for 38400 outputs;
+    # the residual has one head.
+    ('mlora_heads', {}, 143_032_320, 44_728_320, 2.123, 2.065),
     # r̄ = 13 gives the 2.2% that the paper prints without the ranks.
     ('malora_shared_up', {'rank': 13}, 152_813_568, 0, 2.268, 2.218),
 ]
@@ -79,6 +82,7 @@ def test_parameters_on_llama2_7b_to_the_last_digit(row):
     assert sum(by_group.values()) == trainable + frozen
     # One router per linear: 32 layers of five linears with 4096 inputs and one with 11008.
     without = ('lora', 'dora', 'asylora', 'align_lora', 'mtl_lora', 'moslora', 'flylora')
+    without = (*without, 'mlora_heads')
     # CoMoL's routers read 64 activations; D²MoRA's have 3 outputs.
     routers = dict.fromkeys(without, 0) | {'comol': 32 * 6 * 8 * 64}
     routers |= {'d2mora': 32 * 3 * (5 * 4096 + 11008)}
@@ -164,6 +168,7 @@ PRODUCTS = {
     # The second routers read 3 activations.
     'd2mora': (4 * 416 + 12 * 416 + 6 * 3 * 8 + 24 * 384, 0),
     'goat': (4 * 416 + 4 * 3 * (416 + 384), 4 * 3 * (416 + 384)),
+    'mlora_heads': (5 * 416 + 4 * 5 * 384, 5 * (416 + 384)),
     # Two of four experts.
     'molora_dispatch': (4 * 416 + 2 * 3 * (416 + 384), 0),
     'malora_dispatch': (4 * 416 + 9 * 416 + 6 * 2 * 9 * 4 + 8 * 384, 0),

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 CHANGES = {
     'smora': {'adapter__rank': 1, 'adapter__shared_rank': 4, 'adapter__top_k': 2},
     'remix': {},
+    'mlora_heads': {'adapter__rank': 3, 'adapter__shared_rank': 3, 'adapter__top_k': 4},
 }
 
 
@@ -27,3 +28,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, tiny_weights, tmp_pat
     if method == 'smora':
         bias_LE = np.abs(linear_leaves(state.variables({}), 'q')[BALANCE_BIAS])
         assert 0 < bias_LE.max() <= STEPS * 1.001e-5
+    if method == 'mlora_heads':
+        leaves = linear_leaves(state.variables({}), 'q')
+        assert np.abs(leaves['shared_down'] - leaves['residual_down']).max() > 0
+        assert np.abs(leaves['up'].sum(axis=1) - leaves['residual_up']).max() > 0

@@ -217,8 +217,12 @@ def test_a_fresh_state(name):
     assert bits(states[0]) != bits(states[2])
 
 
-def test_dropout_depends_on_seed_and_step_alone():
-    model = tiny_model(small_method('lora', dropout=0.5))
+@pytest.mark.parametrize(
+    'name, changes',
+    [('lora', {'dropout': 0.5}), ('mlora_heads', {'dropout': 0.0, 'head_dropout': 0.5})],
+)
+def test_dropout_depends_on_seed_and_step_alone(name, changes):
+    model = tiny_model(small_method(name, **changes))
     variables = random_variables(model)
     step = make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS)
 
