@@ -142,6 +142,11 @@ class Structure(abc.ABC):
         return False
 
     @property
+    def summed_factors(self) -> tuple[str, ...]:
+        """Names of the factors that are added up over the experts before they are multiplied."""
+        return ()
+
+    @property
     def num_residual_experts(self) -> int:
         """Number of experts of the residual, see `residual`; 0 without one."""
         return 0

@@ -58,6 +58,11 @@ class MultiHeadLoRA(Structure):
         return True
 
     @property
+    def summed_factors(self) -> tuple[str, ...]:
+        """Names of the factors that are added up before the product: the heads without masks."""
+        return () if self.head_dropout else ('up',)
+
+    @property
     def num_residual_experts(self) -> int:
         """Number of experts of the residual: one, because it adds up the initial heads."""
         return 1

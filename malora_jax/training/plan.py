@@ -148,6 +148,8 @@ def _multiplied_parameters(tree: Any, adapter: AdapterConfig | None) -> int:
     if adapter.dispatch:
         for name in counts.keys() & {*structure.dispatch_factors}:
             counts[name] = counts[name] * adapter.router.top_k // adapter.num_experts
+    for name in counts.keys() & {*structure.summed_factors}:
+        counts[name] //= adapter.num_experts
     return sum(counts.values())
 
 

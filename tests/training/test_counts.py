@@ -22,9 +22,9 @@ TOKENS = ROWS * LENGTH
 RANK_SPACE = [name for name in METHOD_NAMES if not name.endswith('_dispatch')]
 
 
-def abstract(name: str, remat: str = 'none'):
+def abstract(name: str, remat: str = 'none', **changes):
     """Return a model and its step's abstract arguments: state, base, batch, hyperparameters."""
-    adapter = small_method(name, dropout=0.0) if name else None
+    adapter = small_method(name, dropout=0.0, **changes) if name else None
     # With this head width, no kernel has the shape of concatenated factors, whose columns are few
     # or multiples of 8.
     model = Decoder(preset('tiny', num_layers=LAYERS, head_width=22), adapter, remat)
@@ -35,18 +35,18 @@ def abstract(name: str, remat: str = 'none'):
 
 
 @functools.cache
-def traced(name: str, remat: str = 'none'):
+def traced(name: str, remat: str = 'none', **changes):
     """Return every equation of a method's loss and gradient, and how often it runs."""
-    model, shapes = abstract(name, remat)
+    model, shapes = abstract(name, remat, **changes)
     return list(equations(jax.make_jaxpr(make_gradient_function(model, TASKS))(*shapes).jaxpr))
 
 
-def flops_of_linears(name: str, remat: str = 'none') -> int:
+def flops_of_linears(name: str, remat: str = 'none', **changes) -> int:
     """Return the FLOPs of all products of two matrices, except for the head."""
     vocabulary = preset('tiny').vocab_size
     return sum(
         times * product_flops(equation)
-        for equation, times in traced(name, remat)
+        for equation, times in traced(name, remat, **changes)
         if equation.primitive.name == 'dot_general'
         and all(len(var.aval.shape) == 2 for var in equation.invars)
         and vocabulary not in (*equation.invars[1].aval.shape, *equation.outvars[0].aval.shape)
@@ -57,14 +57,23 @@ def flops_of_linears(name: str, remat: str = 'none') -> int:
 @pytest.mark.parametrize('name', RANK_SPACE)
 def test_operations_are_those_of_the_plan(name, remat):
     """The plan ignores widening gates and routing sums, under 5% even in this model."""
-    model, _ = abstract(name)
+    check_operations(name, remat)
+
+
+@pytest.mark.parametrize('remat', ['none', 'light'])
+def test_operations_with_masks_are_those_of_the_plan(remat):
+    check_operations('mlora_heads', remat, head_dropout=0.2)
+
+
+def check_operations(name, remat, **changes):
+    model, _ = abstract(name, **changes)
     planned = flops_per_token(model, LENGTH, ROWS)
     head = 2 * model.config.width * model.config.vocab_size
     head *= max(model.adapter.router.samples, 1)
     parts = ('base_forward', 'base_backward', 'adapter_forward', 'adapter_backward')
     expected = TOKENS * (sum(planned[part] for part in parts) - 2 * head)
     expected += TOKENS * planned['column_lengths']
-    assert 0.97 < flops_of_linears(name, remat) / expected < 1.06
+    assert 0.97 < flops_of_linears(name, remat, **changes) / expected < 1.06
 
 
 @pytest.mark.parametrize('name', METHOD_NAMES)
