@@ -132,6 +132,39 @@ def quickstart_losses(path: pathlib.Path) -> None:
     training_plots.plot_losses(path, metrics, title)
 
 
+@without_mathtext
+def short_runs(path: pathlib.Path) -> None:
+    """Draw the validation loss of each method's short run, with LoRA's for comparison."""
+    groups = tables_training.short_run_groups()
+    curves = {
+        name: np.array(
+            [(r['step'], r['validation_loss']) for r in run.records if 'validation_loss' in r]
+        ).T
+        for name, group in groups.items()
+        for run in group.runs
+        if '-' not in name
+    }
+    control, lora = curves.pop('control'), curves.pop('lora')
+    figure = Figure(figsize=(9, 8), layout='constrained')
+    panels = figure.subplots(-(-len(curves) // 4), 4, sharex=True, sharey=True)
+    for panel in panels.flat[len(curves) :]:
+        panel.set_visible(False)
+    for panel, (name, curve) in zip(panels.flat, curves.items(), strict=False):
+        panel.plot(*control, ':', color='black', linewidth=1, label='control')
+        panel.plot(*lora, color='gray', linewidth=1, label='LoRA')
+        panel.plot(*curve, '-o', color=COLORS[0], markersize=3, label='method')
+        panel.set_title(name, fontsize=9)
+        panel.grid(alpha=0.3)
+        panel.set_yscale('log')
+        panel.set_yticks((0.5, 1, 2, 4), ('0.5', '1', '2', '4'))
+        panel.minorticks_off()
+        panel.tick_params(labelbottom=True)
+    figure.supxlabel('step')
+    figure.supylabel('validation loss (nats per answer token)')
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    save(figure, path)
+
+
 PICTURES: dict[str, Callable[[pathlib.Path], None]] = {
     'quickstart_loss.svg': quickstart_losses,
     'step_times.svg': step_times,
@@ -140,4 +173,5 @@ PICTURES: dict[str, Callable[[pathlib.Path], None]] = {
     'score_by_parameters.svg': score_by_parameters,
     'comparison_curves.svg': task_losses,
     'comparison_changes.svg': seesaw,
+    'short_runs.svg': short_runs,
 }

@@ -13,12 +13,14 @@ from docs.repository import ROOT
 from experiments.peers import throughput_table
 from malora_jax import markdown
 from malora_jax.adapters import METHODS
+from malora_jax.analysis import cells
 from malora_jax.analysis.page import Section, Table, section_to_markdown
 from malora_jax.analysis.sections.scores import scores_section
 from malora_jax.analysis.sections.seesaw import seesaw_section
 from malora_jax.benchmark import adapter_sizes, compiler_estimates, report
 from malora_jax.runs import SeedGroup, read_runs, seed_groups
 from malora_jax.runs.paper import PAPER_TABLES
+from malora_jax.statistics import average_interval
 from malora_jax.training.results import format_table
 
 
@@ -40,6 +42,23 @@ def method_counts(name: str) -> str:
 def step_times() -> str:
     """Return the table of step times of all methods."""
     return report.format_table(load('packed')['values']['methods'])
+
+
+def step_times_by_method() -> str:
+    """Return the table of every method's step time and parameters, relative to LoRA's."""
+    measured = load('methods_cpu')['values']['methods']
+    rows = [('method', 'trained parameters, × LoRA', 'step, × LoRA', 'temporary memory, × LoRA')]
+    for name in sorted(METHODS, key=lambda name: measured[name]['ratio_to_lora']):
+        found, lora = measured[name], measured['lora']
+        rows.append(
+            (
+                f'[`{name}`](methods/{name}.md)',
+                f'{found["trained_parameters"] / lora["trained_parameters"]:.2f}',
+                f'{found["ratio_to_lora"]:.2f}' + ('' if found['steady'] else ' *'),
+                f'{found["temporary_bytes"] / lora["temporary_bytes"]:.2f}',
+            )
+        )
+    return markdown.table(rows)
 
 
 def step_times_by_experts() -> str:
@@ -151,29 +170,78 @@ def quickstart_scores() -> str:
 
 
 def short_runs() -> str:
-    """Return the table of a short run of every method."""
-    head = ['method', 'trained parameters', 'loss before', 'loss after', 'right before, %']
-    rows = [[*head, 'right after, %']]
-    values = load('methods_short')['values']
-    for name, found in sorted(values.items(), key=lambda item: item[1]['loss_after']):
-        rows.append(
-            [
-                f'[`{name}`](methods/{name}.md)',
-                f'{found["trained"]:,}',
-                f'{found["loss_before"]:.3f}',
-                f'{found["loss_after"]:.3f}',
-                f'{100 * found["before"]:.1f}',
-                f'{100 * found["after"]:.1f}',
-            ]
+    """Return the table of a short run of every method, with that of the control first."""
+    groups = {name: group for name, group in short_run_groups().items() if '-' not in name}
+    lora = groups['lora']
+    rows = {
+        name: (
+            group.average_loss(),
+            f'{group.parameters["trainable"]:,}',
+            cells.loss(group.average_loss(), average_interval(group.losses)),
+            '' if group is lora else cells.loss_difference(group.average_difference(lora, 'loss')),
+            cells.score(group.average_score()),
         )
+        for name, group in groups.items()
+    }
+    for name, found in load('methods_short')['values'].items():
+        loss, score = found['loss_after'], found['after']
+        row = f'{found["trained"]:,}', cells.loss(loss), '', cells.score((score, None))
+        rows.setdefault(name, (loss, *row))
+    control = ('control', *rows.pop('control')[1:])
+    head = ('method', 'trained parameters', 'loss', 'more than LoRA', 'right, %')
+    return markdown.table(
+        [head, control]
+        + [
+            (f'[`{name}`](methods/{name}.md)', *row)
+            for name, (_, *row) in sorted(rows.items(), key=lambda item: item[1])
+        ]
+    )
+
+
+def published_forms() -> str:
+    """Return the table of short runs with forms of published code, next to those of the papers."""
+    groups = short_run_groups()
+    rows = [('setting', 'loss, paper', 'loss, code', 'difference', 'right, %, code')]
+    for name, group in groups.items():
+        method, _, setting = name.partition('-')
+        if setting:
+            paper = groups[method]
+            rows.append(
+                (
+                    f'`{method}`, `adapter.{setting}`',
+                    cells.loss(paper.average_loss()),
+                    cells.loss(group.average_loss()),
+                    cells.loss_difference(group.average_difference(paper, 'loss')),
+                    cells.score(group.average_score()),
+                )
+            )
     return markdown.table(rows)
 
 
 @functools.cache
-def _archive() -> tempfile.TemporaryDirectory:
-    """Unpack the archived runs of the comparison; the directory is removed when Python ends."""
+def short_run_groups() -> dict[str, SeedGroup]:
+    """Return the archived short runs by name.
+
+    The name is that of the method, with the setting after a hyphen if it has a form of published
+    code. The control is LoRA that stays zero.
+    """
+    home = pathlib.Path(_archive('methods_short').name)
+    return {
+        path.name: SeedGroup(path.name, run.tasks, [run])
+        for path in sorted(home.iterdir())
+        for run in read_runs([path])
+    }
+
+
+@functools.cache
+def _archive(name: str) -> tempfile.TemporaryDirectory:
+    """Unpack archived runs; the directory is removed when Python ends.
+
+    Args:
+        name: Name of the archive in `docs/results` without its suffix.
+    """
     home = tempfile.TemporaryDirectory()
-    with tarfile.open(RESULTS / 'table2_small.tar.xz') as archive:
+    with tarfile.open(RESULTS / f'{name}.tar.xz') as archive:
         archive.extractall(home.name, filter='data')
     return home
 
@@ -181,7 +249,7 @@ def _archive() -> tempfile.TemporaryDirectory:
 @functools.cache
 def comparison_groups() -> list[SeedGroup]:
     """Return the rows of the comparison, each with its archived runs."""
-    runs = read_runs([pathlib.Path(_archive().name)])
+    runs = read_runs([pathlib.Path(_archive('table2_small').name)])
     return seed_groups(runs, PAPER_TABLES['table2'])
 
 
@@ -191,7 +259,7 @@ def comparison() -> dict[str, Section]:
     groups = comparison_groups()
     sections = (
         scores_section(groups, PAPER_TABLES['table2']),
-        seesaw_section(groups, pathlib.Path(_archive().name)),
+        seesaw_section(groups, pathlib.Path(_archive('table2_small').name)),
     )
     return {section.name: section for section in sections}
 
@@ -210,6 +278,7 @@ def comparison_table(section: str, index: int) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     **{f'method {name}': functools.partial(method_counts, name) for name in METHODS},
     'step times': step_times,
+    'step times by method': step_times_by_method,
     'step times by experts': step_times_by_experts,
     'tpu layer': tpu_layer,
     'gpu layer': gpu_layer,
@@ -220,6 +289,7 @@ PARTS: dict[str, Callable[[], str]] = {
     'serving throughput': serving_throughput,
     'quickstart scores': quickstart_scores,
     'short runs': short_runs,
+    'published forms': published_forms,
     'comparison scores': functools.partial(comparison_table, 'scores', 0),
     'comparison averages': functools.partial(comparison_table, 'scores', 1),
     'comparison losses': functools.partial(comparison_table, 'scores', 2),
