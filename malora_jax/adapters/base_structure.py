@@ -101,6 +101,7 @@ class Structure(abc.ABC):
         first_factor_axis: Logical axis name of the columns of the first factor, which multiplies
             the input.
         is_subspace_of_inputs: Whether the subspace, if there is one, is on the input side.
+        is_routed: Whether a router weights the experts, if there are several.
 
     Raises:
         UserError: A setting is out of range.
@@ -116,6 +117,7 @@ class Structure(abc.ABC):
     dispatch_factors: ClassVar[tuple[str, ...]] = ()
     first_factor_axis: ClassVar[str] = 'expert'
     is_subspace_of_inputs: ClassVar[bool] = True
+    is_routed: ClassVar[bool] = True
 
     def __post_init__(self):
         require(self.num_experts >= 1, 'num_experts', self.num_experts, 'at least 1')
@@ -284,15 +286,23 @@ class Structure(abc.ABC):
         return None
 
     def merged_kernel(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
-        """Return the merged kernel W + scale · E of a single expert E, (D, F) float32.
+        """Return the merged kernel W + scale · ΔW, (D, F) float32.
+
+        ΔW is the product of the only expert, or the sum over experts with the gate 1 that share
+        their down-projection; and the residual, if there is one.
 
         Args:
             kernel_DF: (D, F), frozen kernel W.
             leaves: Parameters by name.
             scale: Scale of the update.
         """
-        down, up = self.projections({name: leaf[None] for name, leaf in leaves.items()})
-        return kernel_DF.astype(jnp.float32) + scale * (down[0, 0] @ up[0, 0])
+        leaves = {name: leaf[None] for name, leaf in leaves.items()}
+        down, up = self.projections(leaves)
+        update_DF = down[0, 0] @ up[0].sum(axis=0)
+        residual = self.residual(leaves)
+        if residual is not None:
+            update_DF += (residual[0] @ residual[1]).sum(axis=(0, 1))
+        return kernel_DF.astype(jnp.float32) + scale * update_DF
 
 
 @runtime_checkable

@@ -118,7 +118,7 @@ class AdapterConfig:
         )
         self._check_frozen()
         self._check_scores()
-        if isinstance(self.structure, TaskExperts | MultiHeadLoRA):
+        if not self.structure.is_routed:
             self._check_unrouted_experts()
         require(
             router.gates != 'equal'
@@ -263,8 +263,7 @@ class AdapterConfig:
     @property
     def has_router(self) -> bool:
         """True if there are several experts, which a router weights."""
-        is_unrouted = isinstance(self.structure, TaskExperts | MultiHeadLoRA)
-        return self.num_experts > 1 and not is_unrouted
+        return self.num_experts > 1 and self.structure.is_routed
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ class MultiHeadLoRA(Structure):
     expert_input_factors = ()
     frozen = ('residual_down', 'residual_up')
     first_factor_axis = 'shared_rank'
+    is_routed = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -133,9 +134,3 @@ class MultiHeadLoRA(Structure):
         """Return A⁰ and -Σ_i B_i⁰."""
         down, up = leaves['residual_down'], leaves['residual_up']
         return down[..., None, :, :], -up[..., None, :, :]
-
-    def merged_kernel(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
-        """Return the merged kernel W + scale · (Σ_i B_i A - (Σ_i B_i⁰) A⁰), (D, F) float32."""
-        heads_DF = leaves['shared_down'] @ leaves['up'].sum(axis=0)
-        start_DF = leaves['residual_down'] @ leaves['residual_up']
-        return kernel_DF.astype(jnp.float32) + scale * (heads_DF - start_DF)

@@ -33,6 +33,7 @@ class TaskExperts(HydraLoRA):
     temperature: float = 1.0
 
     factors = ('shared_down', 'core', 'up')
+    is_routed = False
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,7 +1,7 @@
 """The section `data` of a config: tasks, prompt templates, and training batches."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from malora_jax import data, errors
 from malora_jax.training.checks import check_field, check_max, check_min
@@ -168,6 +168,15 @@ class DataConfig:
     def trained_tasks(self) -> list[str]:
         """Names of the tasks that are trained on; those from files come last."""
         return [*self.tasks, *(task.name for task in self.file_tasks)]
+
+    def weights_of(self, tasks: Iterable[str]) -> list[float]:
+        """Return the weights of some of the tasks, in the order of the names; [] without weights.
+
+        Args:
+            tasks: Names of tasks that are trained on.
+        """
+        by_task = dict(zip(self.trained_tasks, self.weights, strict=bool(self.weights)))
+        return [by_task[name] for name in tasks if by_task]
 
     @property
     def store(self) -> data.Store:

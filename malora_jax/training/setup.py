@@ -62,9 +62,7 @@ class Setup:
     def shares(self) -> list[float]:
         """Sampling probability of each task in the training mixture."""
         section = self.run.data
-        # Weights are in the order of the config, and splits in that of `RunConfig.task_names`.
-        weight_by_task = dict(zip(section.trained_tasks, section.weights, strict=False))
-        weights = [weight_by_task[s.task_name] for s in self.splits if s.train and weight_by_task]
+        weights = section.weights_of(split.task_name for split in self.splits if split.train)
         return data.mixture_shares(self.splits, weights, section.size_exponent)
 
     @property

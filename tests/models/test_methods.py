@@ -88,11 +88,12 @@ def adapters(draw) -> AdapterConfig:
         None: 0,
         'own': num_experts * draw(st.integers(1, 2)),
         'ranks': num_experts,
-        **dict.fromkeys(('heads', 'tails', 'both', 'tasks'), rank),
+        **dict.fromkeys(('heads', 'tails', 'both', 'tasks', 'summed_heads'), rank),
     }.get(subspace, rank + draw(st.integers(0, 3)))
-    if subspace == 'tasks':
+    is_routed = subspace not in ('tasks', 'summed_heads')
+    if not is_routed:
         top_k = num_experts
-    has_router = subspace != 'tasks' and num_experts > 1
+    has_router = is_routed and num_experts > 1
     gates = ['plain'] + ['equal_gates'] * has_router + ['renormalize'] * (has_router and top_k > 1)
     chosen = draw(st.sampled_from(gates))
     return AdapterSettings(

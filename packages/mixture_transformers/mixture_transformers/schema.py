@@ -10,11 +10,8 @@ from typing import Any
 VERSION = 1
 GATES = ('softmax', 'renormalized', 'equal')
 SCORES = ('softmax', 'sigmoid', 'threshold', 'magnitude')
-# Ends of the names of a mixture's tensors.
-MIXTURE_LEAVES = (
-    *('.down.weight', '.router.weight', '.router.offset.weight'),
-    *('.router.up.weight', '.up.weight'),
-)
+# Ends of the names of a mixture's tensors; a second router is named router.up.
+MIXTURE_LEAVES = ('.down.weight', '.router.weight', '.router.offset.weight', '.up.weight')
 # Linear layers that can be adapted, with the submodule of a decoder layer that holds them.
 TARGETS = {
     **dict.fromkeys(('q_proj', 'k_proj', 'v_proj', 'o_proj'), 'self_attn'),
@@ -176,19 +173,22 @@ def _parse_gates(block: Mapping[str, Any]) -> Gates:
         ValueError: The field is missing, or a setting is missing or out of range.
     """
     if not isinstance(block.get('gates'), Mapping):
-        return Gates(_field(block, 'gates', GATES.__contains__, f'one of {", ".join(GATES)}'))
+        return Gates(_one_of(GATES, block, 'gates'))
     gates, count = block['gates'], 'an integer of at least 0'
     return Gates(
-        kind=_field(gates, 'kind', GATES.__contains__, f'one of {", ".join(GATES)}', 'gates.'),
-        scores=_field(
-            gates, 'scores', SCORES.__contains__, f'one of {", ".join(SCORES)}', 'gates.'
-        ),
+        kind=_one_of(GATES, gates, 'kind', 'gates.'),
+        scores=_one_of(SCORES, gates, 'scores', 'gates.'),
         factor=_field(gates, 'factor', _is_positive_integer, 'a positive integer', 'gates.'),
         has_offset=_field(gates, 'has_offset', _is_bool, 'true or false', 'gates.'),
         offset_in_gates=_field(gates, 'offset_in_gates', _is_bool, 'true or false', 'gates.'),
         num_residual_experts=_field(gates, 'num_residual_experts', _is_count, count, 'gates.'),
         num_up_experts=_field(gates, 'num_up_experts', _is_count, count, 'gates.'),
     )
+
+
+def _one_of(choices: tuple[str, ...], block: Mapping[str, Any], name: str, prefix: str = '') -> str:
+    """Return a field that holds one of several names; see `_field`."""
+    return _field(block, name, choices.__contains__, f'one of {", ".join(choices)}', prefix)
 
 
 def _field(
