@@ -61,8 +61,8 @@ def sum_by_group(
         routing: Decisions for N tokens.
         groups_NG: (N, G) float32, one-hot group of each token; zeros for padding, which is not
             counted.
-        distances_NE: Distances from the threshold that the load-balancing loss uses, the scores
-            `Routing.choice`; None if it uses the probabilities.
+        distances_NE: Distances that the load-balancing loss uses, as
+            `RouterConfig.balance_distances` returns them.
 
     Returns:
         `DistanceSums` if there are distances.

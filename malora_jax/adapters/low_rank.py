@@ -301,7 +301,7 @@ class LowRankExperts(nn.Module):
         else:
             routing = router.route(logits_NM, offset_1M, num_experts)
         if groups_NG is not None:
-            distances_NE = routing.choice if router.balance_scores == 'distance' else None
+            distances_NE = router.balance_distances(logits_NM, offset_1M, num_experts)
             sums = load_balancing.sum_by_group(routing, groups_NG, distances_NE)
             self._record('routing', 'sums', sums)
         return routing

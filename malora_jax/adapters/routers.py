@@ -280,6 +280,24 @@ class RouterConfig:
             selected_NE *= choice_NE >= 0
         return self._weigh(scores, selected_NE)
 
+    def balance_distances(
+        self, logits_NM: jax.Array, offset_NM: jax.Array | None, num_experts: jax.Array | None
+    ) -> jax.Array | None:
+        """Return the distances p - τ from the threshold that the load-balancing loss uses, (N, E).
+
+        Args:
+            logits_NM: Logits, as for `route`.
+            offset_NM: Bias of the threshold, as for `route`.
+            num_experts: Number of experts of this layer, as for `route`.
+
+        Returns:
+            None if the loss uses the probabilities.
+        """
+        if self.balance_scores == 'probability':
+            return None
+        is_available_1E = self._is_available(logits_NM, num_experts)
+        return SCORES[self.scores](logits_NM, offset_NM, is_available_1E).choice
+
     def sample(
         self, key: jax.Array, logits_NE: jax.Array, num_experts: jax.Array | None = None
     ) -> tuple['Routing', jax.Array]:
@@ -319,7 +337,7 @@ class RouterConfig:
             gates_NE = shares(gates_NE)
         if self.gates == 'equal':
             gates_NE = selected_NE / self.top_k
-        return Routing(self.gate_factor * gates_NE, scores.probability, selected_NE, scores.choice)
+        return Routing(self.gate_factor * gates_NE, scores.probability, selected_NE)
 
 
 class Routing(NamedTuple):
@@ -329,10 +347,8 @@ class Routing(NamedTuple):
         gates: (N, E) float32, weight of each expert; zero outside the top k.
         probabilities: (N, E) float32, softmax over all experts.
         selected: (N, E) float32, 1 for the top-k experts of each token, else 0; no gradient.
-        choice: (N, E) float32, scores that choose the experts, such as distances from a threshold.
     """
 
     gates: jax.Array
     probabilities: jax.Array
     selected: jax.Array
-    choice: jax.Array

@@ -184,7 +184,8 @@ def test_the_loss_of_distances_equals_its_definition():
 
     def loss(logits_NM):
         routing = config.route(logits_NM, jnp.asarray(offset_1M))
-        sums = load_balancing.sum_by_group(routing, jnp.asarray(groups_NG), routing.choice)
+        distances_NE = config.balance_distances(logits_NM, jnp.asarray(offset_1M), None)
+        sums = load_balancing.sum_by_group(routing, jnp.asarray(groups_NG), distances_NE)
         return load_balancing.balance_loss(sums)
 
     def expected(logits_NM):
