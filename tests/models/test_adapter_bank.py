@@ -1,5 +1,8 @@
 """A bank of adapters: each row of a batch gets the update of its own adapter."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,11 +73,15 @@ def base_params(**base):
 
 def banked_logits(models, adapters) -> np.ndarray:
     model, variables = bank_adapters(models)
+    hidden_BTD = banked_states(model, variables, jnp.asarray(adapters))
+    return np.asarray(hidden_BTD @ output_head(model.config, variables['params']).T)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def banked_states(model, variables, adapters_B) -> jax.Array:
     inputs = TOKENS, jnp.broadcast_to(jnp.arange(9)[None], TOKENS.shape), jnp.ones_like(TOKENS)
-    hidden, _ = model.apply(
-        variables, *inputs, adapter_BT=jnp.repeat(jnp.asarray(adapters)[:, None], 9, axis=1)
-    )
-    return np.asarray(hidden @ output_head(model.config, variables['params']).T)
+    adapter_BT = jnp.repeat(adapters_B[:, None], 9, axis=1)
+    return model.apply(variables, *inputs, adapter_BT=adapter_BT)[0]
 
 
 def assert_close(found, expected):
