@@ -148,8 +148,8 @@ def test_forms_change_the_update_in_training_alone(name):
 @pytest.mark.parametrize('name', EXPERT_MASKS)
 def test_linears_that_share_their_inputs_are_what_each_is_alone(name):
     config = CONFIGS[f'{name} dropout_masks']
-    leaves = [random_leaves(config, seed) for seed in range(3)]
-    x_ND, dropped = random_inputs(config)
+    leaves = [jax.tree.map(jnp.asarray, random_leaves(config, seed)) for seed in range(3)]
+    x_ND, dropped = map(jnp.asarray, random_inputs(config))
     projected = project_input(config, x_ND, tuple(dropped), leaves)
     experts = LowRankExperts(config, OUTPUTS)
     for each, own in zip(projected, leaves, strict=True):
