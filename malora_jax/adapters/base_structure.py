@@ -149,6 +149,11 @@ class Structure(abc.ABC):
         return ()
 
     @property
+    def has_masks(self) -> bool:
+        """True if `masked_update` computes the update in training, with masks of its own."""
+        return False
+
+    @property
     def num_residual_experts(self) -> int:
         """Number of experts of the residual, see `residual`; 0 without one."""
         return 0
@@ -251,6 +256,27 @@ class Structure(abc.ABC):
         if gates_NE is not None:
             hidden_NP = products.gate(hidden_NP, gates_NE)
         return self.output(scale * hidden_NP, leaves)
+
+    def masked_update(
+        self,
+        key: jax.Array,
+        projected_NQ: jax.Array,
+        leaves: Leaves,
+        scale: jax.Array,
+        gates_NE: jax.Array | None = None,
+    ) -> jax.Array:
+        """Return the update with the dropout masks of the structure, (N, F).
+
+        By default, there are none. `has_masks` says whether a structure overrides this method.
+
+        Args:
+            key: Random key of the masks.
+            projected_NQ: (N, Q), input times the first factor.
+            leaves: Parameters by name.
+            scale: Scale of the update, (), in the dtype of the activations.
+            gates_NE: (N, E), gates of the experts; None without a router.
+        """
+        return self.update(projected_NQ, leaves, gates_NE, scale)
 
     def projections(self, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the down-projection and the up-projection of each expert.

@@ -9,6 +9,7 @@ import numpy as np
 from malora_jax import errors
 from malora_jax.adapters import initializers
 from malora_jax.adapters.base_structure import Axis, Structure, require
+from malora_jax.adapters.dropout import check_masks
 from malora_jax.adapters.goat import GOAT
 from malora_jax.adapters.heads import MultiHeadLoRA
 from malora_jax.adapters.rank_experts import RankExperts
@@ -74,6 +75,8 @@ class AdapterConfig:
             `alignment`); 0 for none.
         similarity_weight: Coefficient of the similarity loss between experts (D²MoRA, see
             `similarity_loss`); 0 for none.
+        dropout_masks: Dropout masks at the input of the down-projections, one of `dropout.MASKS`:
+            'shared', or 'expert' for a mask for each expert.
 
     Raises:
         UserError: A setting is out of range, unknown, or contradicts another setting.
@@ -91,6 +94,7 @@ class AdapterConfig:
     experts_per_layer: tuple[int, ...] = ()
     alignment_weight: float = 0.0
     similarity_weight: float = 0.0
+    dropout_masks: str = 'shared'
 
     def __post_init__(self):
         router = self.router
@@ -116,6 +120,7 @@ class AdapterConfig:
             self.similarity_weight,
             'at least 0, and 0 for a single expert',
         )
+        check_masks(self.dropout_masks, self.structure, router, self.dispatch)
         self._check_frozen()
         self._check_scores()
         if not self.structure.is_routed:

@@ -6,6 +6,45 @@ Dimension letters: N tokens, D entries of a token.
 import jax
 import jax.numpy as jnp
 
+from malora_jax import errors
+from malora_jax.adapters.base_structure import Structure, require
+from malora_jax.adapters.routers import RouterConfig
+
+# Dropout masks at the input of the down-projections: 'shared', one mask; or 'expert', one for each
+# expert, as in the published code of several methods.
+MASKS = ('shared', 'expert')
+
+
+def check_masks(masks: str, structure: Structure, router: RouterConfig, dispatch: bool) -> None:
+    """Check the settings `dropout_masks` and `router_dropout` of an adapter.
+
+    Args:
+        masks: Value of `dropout_masks`, one of `MASKS`.
+        structure: Structure of the experts.
+        router: Settings of the router, with `router_dropout`.
+        dispatch: Whether the adapter has token dispatch.
+
+    Raises:
+        UserError: The masks are unknown, the experts cannot have different inputs, or no router can
+            read the input after dropout.
+    """
+    if masks not in MASKS:
+        raise errors.unknown_name('adapter.dropout_masks', masks, MASKS)
+    has_own_inputs = structure.num_experts > 1 and structure.factors[0] == 'down'
+    require(
+        masks == 'shared' or (has_own_inputs and not dispatch),
+        'dropout_masks',
+        masks,
+        "'shared' unless several experts have down-projections of their own, and dispatch is False",
+    )
+    has_router = structure.is_routed and structure.num_experts > 1
+    require(
+        not router.after_dropout or (has_router and masks == 'shared'),
+        'router_dropout',
+        True,
+        "False without a router, or if dropout_masks is 'expert'",
+    )
+
 
 def dropout(key: jax.Array, x_ND: jax.Array, rate: float | jax.Array) -> jax.Array:
     """Set each entry to zero with probability `rate`, and scale up the others.

@@ -61,7 +61,12 @@ class MultiHeadLoRA(Structure):
     @property
     def summed_factors(self) -> tuple[str, ...]:
         """Names of the factors that are added up before the product: the heads without masks."""
-        return () if self.head_dropout else ('up',)
+        return () if self.has_masks else ('up',)
+
+    @property
+    def has_masks(self) -> bool:
+        """True if the heads have dropout masks in training."""
+        return self.head_dropout > 0
 
     @property
     def num_residual_experts(self) -> int:
@@ -109,7 +114,12 @@ class MultiHeadLoRA(Structure):
         return (scale * projected_NQ) @ up_RF
 
     def masked_update(
-        self, key: jax.Array, projected_NR: jax.Array, leaves: Leaves, scale: jax.Array
+        self,
+        key: jax.Array,
+        projected_NQ: jax.Array,
+        leaves: Leaves,
+        scale: jax.Array,
+        gates_NE: jax.Array | None = None,
     ) -> jax.Array:
         """Return scale · Σ_i B_i m_i(A x), (N, F), without the residual.
 
@@ -118,12 +128,13 @@ class MultiHeadLoRA(Structure):
 
         Args:
             key: Random key of the masks m_i.
-            projected_NR: (N, R), A x.
+            projected_NQ: (N, R), A x.
             leaves: Parameters by name.
             scale: Scale of the update, (), in the dtype of the activations.
+            gates_NE: None, because the heads have no gates.
         """
         keys = jax.random.split(key, self.num_experts)
-        masked = [dropout(each, projected_NR, self.head_dropout) for each in keys]
+        masked = [dropout(each, projected_NQ, self.head_dropout) for each in keys]
         return products.sum_of_experts(scale * jnp.concatenate(masked, axis=1), leaves['up'])
 
     def projections(self, leaves: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -11,8 +11,9 @@ there has the float32 weights of a router as a sum of three bfloat16 terms, whic
 of its bits. Products of bfloat16 numbers are exact in float32. Gradients of a joint product have
 the precision of the input.
 
-Dimension letters: N tokens, D inputs, Q columns of the down-projections or of any matrix, E columns
-of the routers, C columns of both.
+Dimension letters: N tokens, D inputs, Q columns of the down-projections or of any matrix, E
+experts, to which the columns of the routers belong, R rank of one expert, P = E · R stacked ranks,
+C columns of down-projections and routers.
 """
 
 from collections.abc import Sequence
@@ -58,6 +59,25 @@ def multiply_input(
         _split(products.save_for_backward(projected_NQ, down_axis, 'rank'), downs),
         _split(products.save_for_backward(logits_NE, 'expert', 'router'), routers),
     )
+
+
+def multiply_expert_inputs(
+    inputs: Sequence[jax.Array], downs: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """Multiply an input of each expert with the expert's own down-projections.
+
+    Args:
+        inputs: (N, D), input of each expert.
+        downs: (E, D, R) each, down-projections of all experts.
+
+    Returns:
+        The products with each element of `downs`, (N, P) in the dtype of the inputs.
+    """
+    each = [
+        multiply_input(x_ND, [down_EDR[expert] for down_EDR in downs], [], 'rank')[0]
+        for expert, x_ND in enumerate(inputs)
+    ]
+    return [jnp.concatenate(parts, axis=1) for parts in zip(*each, strict=True)]
 
 
 def _fused_matmul(

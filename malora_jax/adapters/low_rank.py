@@ -18,13 +18,15 @@ import jax.numpy as jnp
 from malora_jax.adapters import alignment, dispatch, load_balancing, products, routers
 from malora_jax.adapters.base_structure import Axis, Leaves
 from malora_jax.adapters.config import AdapterConfig
-from malora_jax.adapters.heads import MultiHeadLoRA
-from malora_jax.adapters.input_products import multiply_input
+from malora_jax.adapters.input_products import multiply_expert_inputs, multiply_input
 from malora_jax.adapters.task_experts import TaskExperts
 from malora_jax.distributed import sharding
 
 # Flax collections of statistics that `LowRankExperts` records.
 RECORDED_COLLECTIONS = ('routing', 'alignment', 'selection')
+# Input of the down-projections, (N, D); or one for each expert, if experts have dropout masks of
+# their own.
+AfterDropout = jax.Array | tuple[jax.Array, ...]
 
 
 class ProjectedInput(NamedTuple):
@@ -35,19 +37,19 @@ class ProjectedInput(NamedTuple):
             router.
         down_projected: (N, Q), down-projection of `after_dropout`: by the shared S_A, or by the
             A_t of all experts, concatenated.
-        after_dropout: (N, D), input of the linear layer after dropout.
+        after_dropout: Input of the linear layer after dropout, as in `project_input`.
         residual: (N, P), down-projection of the input without dropout by the experts of the
             residual; None without a residual.
     """
 
     logits: jax.Array | None
     down_projected: jax.Array
-    after_dropout: jax.Array
+    after_dropout: AfterDropout
     residual: jax.Array | None = None
 
 
 def project_input(
-    config: AdapterConfig, x_ND: jax.Array, after_dropout_ND: jax.Array, leaves: Sequence[Leaves]
+    config: AdapterConfig, x_ND: jax.Array, after_dropout: AfterDropout, leaves: Sequence[Leaves]
 ) -> list[ProjectedInput]:
     """Compute router logits and down-projections for linear layers that share their input.
 
@@ -57,7 +59,8 @@ def project_input(
     Args:
         config: Adapter configuration.
         x_ND: (N, D), shared input of the linear layers, for the routers.
-        after_dropout_ND: (N, D), the same input after dropout, for the down-projections.
+        after_dropout: (N, D), the same input after dropout, for the down-projections; or a tuple of
+            such inputs, one for each expert.
         leaves: Parameters of each adapter, by name.
 
     Returns:
@@ -71,12 +74,16 @@ def project_input(
     routers = weights if router.input == 'x' else []
     logits: Sequence[jax.Array | None]
     is_trained = not {config.structure.factors[0], 'router'}.intersection(config.frozen)
-    x_ND = _router_input(config, x_ND)
-    if after_dropout_ND is x_ND and is_trained:
-        down_projected, logits = multiply_input(x_ND, downs, routers, axis)
+    routed_ND = _router_input(config, _one(after_dropout) if router.after_dropout else x_ND)
+    if after_dropout is routed_ND and is_trained:
+        down_projected, logits = multiply_input(routed_ND, downs, routers, axis)
     else:
-        down_projected, _ = multiply_input(after_dropout_ND, downs, [], axis)
-        _, logits = multiply_input(x_ND, [], routers, axis)
+        if isinstance(after_dropout, tuple):
+            own = [each[config.structure.factors[0]] for each in leaves]
+            down_projected = multiply_expert_inputs(after_dropout, own)
+        else:
+            down_projected, _ = multiply_input(_one(after_dropout), downs, [], axis)
+        _, logits = multiply_input(routed_ND, [], routers, axis)
     if not config.has_router:
         logits = [None] * len(leaves)
     elif not router.has_weight:
@@ -95,9 +102,15 @@ def project_input(
         ]
     residuals = _project_residuals(config, x_ND, leaves)
     return [
-        ProjectedInput(*both, after_dropout_ND, residual)
+        ProjectedInput(*both, after_dropout, residual)
         for both, residual in zip(zip(logits, down_projected, strict=True), residuals, strict=True)
     ]
+
+
+def _one(after_dropout: AfterDropout) -> jax.Array:
+    """Return the only input after dropout, of experts that share their mask."""
+    assert not isinstance(after_dropout, tuple)
+    return after_dropout
 
 
 def _router_input(config: AdapterConfig, x: jax.Array) -> jax.Array:
@@ -154,11 +167,12 @@ class LowRankExperts(nn.Module):
 
         Args:
             x: (..., D), input of the linear layer, for the router.
-            after_dropout: (..., D), the same input after dropout, for the down-projection; None =
-                x without dropout.
+            after_dropout: (..., D), the same input after dropout, for the down-projection; or (E,
+                ..., D), the input of each expert, if `config.dropout_masks` is 'expert'; None = x
+                without dropout.
             groups: (N, G) float32, a one-hot row for each of the N tokens in x: 1 in the column of
                 the token's group (task), else 0. If given, `RoutingSums` are sown, as in `update`.
-            train: Whether the heads of M-LoRA have dropout masks, as in `update`.
+            train: Whether the structure's own dropout masks apply, as in `update`.
 
         Returns:
             (..., F) in the dtype of x.
@@ -168,9 +182,13 @@ class LowRankExperts(nn.Module):
                 parameters for each task and the groups are not its tasks.
         """
         x_ND = x.reshape(-1, x.shape[-1])
-        after_dropout_ND = x_ND if after_dropout is None else after_dropout.reshape(x_ND.shape)
+        inputs: AfterDropout = x_ND
+        if after_dropout is not None and self.config.dropout_masks == 'expert':
+            inputs = tuple(each.reshape(x_ND.shape) for each in after_dropout)
+        elif after_dropout is not None:
+            inputs = after_dropout.reshape(x_ND.shape)
         leaves = self.leaves(x.shape[-1])
-        (projected,) = project_input(self.config, x_ND, after_dropout_ND, [leaves])
+        (projected,) = project_input(self.config, x_ND, inputs, [leaves])
         update = self.update(projected, leaves, groups, train=train)
         return update.reshape(*x.shape[:-1], self.features)
 
@@ -197,8 +215,8 @@ class LowRankExperts(nn.Module):
                 has parameters for each task; the groups are then its tasks.
             scale: () float32, scale of the update; `config.scale` by default.
             num_experts: () int32, number of experts of this layer; all by default.
-            train: Whether the heads of M-LoRA have dropout masks, which need a PRNG stream named
-                `dropout`.
+            train: Whether the structure's own dropout masks apply, such as those of M-LoRA's heads.
+                They need a PRNG stream named `dropout`.
 
         Returns:
             (N, F) in the dtype of the input.
@@ -223,9 +241,9 @@ class LowRankExperts(nn.Module):
             if self.config.dispatch:
                 return scale * self._dispatch_update(projected, leaves, routing)
             gates_NE = routing.gates
-        if train and isinstance(structure, MultiHeadLoRA) and structure.head_dropout > 0:
+        if train and structure.has_masks:
             key = self.make_rng('dropout')
-            update_NF = structure.masked_update(key, down_projected_NQ, leaves, scale)
+            update_NF = structure.masked_update(key, down_projected_NQ, leaves, scale, gates_NE)
         else:
             update_NF = structure.update(down_projected_NQ, leaves, gates_NE, scale)
         residual = structure.residual(leaves)
@@ -254,7 +272,7 @@ class LowRankExperts(nn.Module):
             projected.after_dropout if first == structure.factors[0] else projected.down_projected
         )
         return dispatch.update(
-            inputs, routing, leaves[first], leaves[second], self.config.router.top_k
+            _one(inputs), routing, leaves[first], leaves[second], self.config.router.top_k
         )
 
     @nn.compact

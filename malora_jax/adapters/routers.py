@@ -18,9 +18,10 @@ from malora_jax.adapters.base_structure import Axis, require
 from malora_jax.adapters.scores import SCORES, Scores, fill, shares
 from malora_jax.adapters.top_k import ordered_top_k, top_k_mask
 
-# Inputs of a router: 'x', the input of the linear layer before dropout; or 'first', the input after
-# dropout times the shared down-projection, such as S_A drop(x). `low_rank.project_input` computes
-# the logits. `AdapterConfig` permits 'first' only if all experts share their down-projection.
+# Inputs of a router: 'x', the input of the linear layer, before dropout unless
+# `RouterConfig.after_dropout`; or 'first', the input after dropout times the shared
+# down-projection, such as S_A drop(x). `low_rank.project_input` computes the logits.
+# `AdapterConfig` permits 'first' only if all experts share their down-projection.
 INPUTS = ('x', 'first')
 # Gates of the top-k experts: 'softmax', their scores, which are probabilities in the paper;
 # 'renormalized', these scores scaled to sum to one; 'equal', 1/K each without a gradient, so that
@@ -59,6 +60,7 @@ class RouterConfig:
         bias_in_gates: Whether the balancing bias is part of the gates, not only of the choice.
         bias_target: Target of the balancing bias, one of `BIAS_TARGETS`.
         balance_scores: Scores in the load-balancing loss, one of `BALANCE_SCORES`.
+        after_dropout: Whether the router reads the input after dropout, in training.
 
     Raises:
         UserError: A setting is unknown or out of range.
@@ -75,6 +77,7 @@ class RouterConfig:
     bias_in_gates: bool = False
     bias_target: str = 'mean'
     balance_scores: str = 'probability'
+    after_dropout: bool = False
 
     def __post_init__(self):
         if self.scores not in SCORES:
@@ -144,6 +147,13 @@ class RouterConfig:
             'balance_scores',
             self.balance_scores,
             "'probability' unless scores is 'threshold' and balance_weight > 0",
+        )
+        require(
+            not self.after_dropout or (self.input == 'x' and self.has_weight),
+            'router_dropout',
+            True,
+            "False if router_input is 'first' or scores is 'magnitude': the router then reads the "
+            'input after dropout anyway',
         )
 
     @property

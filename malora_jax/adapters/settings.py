@@ -7,6 +7,7 @@ from typing import Any
 from malora_jax import errors
 from malora_jax.adapters import structures
 from malora_jax.adapters.base_structure import Structure, SubspaceStructure, require
+from malora_jax.adapters.comol import CoMoL
 from malora_jax.adapters.config import DEFAULT_TARGETS, AdapterConfig, Initialization
 from malora_jax.adapters.d2mora import D2MoRA
 from malora_jax.adapters.goat import GOAT
@@ -22,7 +23,7 @@ SUBSPACES: dict[str, type[Structure]] = {
     'up': structures.SharedUp,
     'heads': structures.HydraLoRA,
     'tails': structures.ALoRA,
-    'both': structures.CoMoL,
+    'both': CoMoL,
     'ranks': RankExperts,
     'tasks': TaskExperts,
     'summed_heads': MultiHeadLoRA,
@@ -121,6 +122,13 @@ class AdapterSettings:
             `start` is 'svd'. False is the scale α / rank of GOAT's published scripts.
         head_dropout: Dropout rate of A x, with a mask for each expert, in training only, if
             `subspace` is 'summed_heads'.
+        dropout_masks: Masks of `dropout`: 'shared', one for all experts; or 'expert', one for each
+            expert, if experts have their own down-projections, as in the published code of ALoRA,
+            AdaMoLE, D²MoRA and GOAT.
+        router_dropout: Whether the router reads the input after dropout, in training, as in SMoRA's
+            published code.
+        core_dropout: Dropout rate of the merged core of each token and of its product with A x, in
+            training only, if `subspace` is 'both'. In CoMoL's published code, it equals `dropout`.
 
     Raises:
         UserError: A value has the wrong type.
@@ -160,6 +168,9 @@ class AdapterSettings:
     balance_scores: str = 'probability'
     width_scale: bool = True
     head_dropout: float = 0.0
+    dropout_masks: str = 'shared'
+    router_dropout: bool = False
+    core_dropout: float = 0.0
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -191,6 +202,7 @@ class AdapterSettings:
                 self.bias_in_gates,
                 self.bias_target,
                 self.balance_scores,
+                self.router_dropout,
             ),
             alpha=self.alpha,
             rank_stabilized=self.rank_stabilized,
@@ -204,6 +216,7 @@ class AdapterSettings:
             experts_per_layer=self.experts_per_layer,
             alignment_weight=self.alignment_weight,
             similarity_weight=self.similarity_weight,
+            dropout_masks=self.dropout_masks,
         )
 
     def _structure(self) -> Structure:
@@ -228,12 +241,10 @@ class AdapterSettings:
             self.tasks or self.task_temperature,
             f"{'()' if self.tasks else '1.0'} unless subspace is 'tasks'",
         )
-        require(
-            self.head_dropout == 0 or self.subspace == 'summed_heads',
-            'head_dropout',
-            self.head_dropout,
-            "0.0 unless subspace is 'summed_heads'",
-        )
+        for field, subspace in (('head_dropout', 'summed_heads'), ('core_dropout', 'both')):
+            rate = getattr(self, field)
+            description = f'0.0 unless subspace is {subspace!r}'
+            require(rate == 0 or self.subspace == subspace, field, rate, description)
         if self.start not in STARTS:
             raise errors.unknown_name('adapter.start', self.start, STARTS)
         require(
@@ -273,6 +284,8 @@ class AdapterSettings:
             return TaskExperts(self.num_experts, self.rank, self.tasks, self.task_temperature)
         if kind is MultiHeadLoRA:
             return MultiHeadLoRA(self.num_experts, self.rank, self.head_dropout)
+        if kind is CoMoL:
+            return CoMoL(self.num_experts, self.rank, self.core_dropout)
         return kind(self.num_experts, self.rank)
 
 
@@ -318,6 +331,9 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         balance_scores=router.balance_scores,
         width_scale=structure.width_scale if isinstance(structure, GOAT) else True,
         head_dropout=structure.head_dropout if isinstance(structure, MultiHeadLoRA) else 0.0,
+        dropout_masks=adapter.dropout_masks,
+        router_dropout=router.after_dropout,
+        core_dropout=structure.core_dropout if isinstance(structure, CoMoL) else 0.0,
     )
 
 

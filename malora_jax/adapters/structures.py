@@ -12,7 +12,7 @@ the gate of expert t and E_t the product of its factors:
 | `SharedUp`             | S_B P_t A_t | `down`, `core`, `shared_up`        | "decomposing B_t" |
 | `HydraLoRA`            | B_t A       | `shared_down`, `up`                | HydraLoRA         |
 | `ALoRA`                | B A_t       | `down`, `shared_up`                | ALoRA             |
-| `CoMoL`                | B C_t A     | `shared_down`, `core`, `shared_up` | CoMoL, MoSLoRA    |
+| `comol.CoMoL`          | B C_t A     | `shared_down`, `core`, `shared_up` | CoMoL, MoSLoRA    |
 
 `d2mora.D2MoRA` has another form: a second router weights the up-projections. In
 `rank_experts.RankExperts`, each rank of one LoRA is an expert. `goat.GOAT` has the experts of
@@ -41,8 +41,17 @@ def _copy_lora(fresh: Leaves, name: str, down_DR: jax.Array) -> dict[str, jax.Ar
     return {name: fresh[name].at[..., : down_DR.shape[-1]].set(down_DR)}
 
 
-def _project_up_shared(hidden_NP: jax.Array, core_ERS: jax.Array, leaves: Leaves) -> jax.Array:
-    """Multiply with the core of each expert, sum over experts, and apply the shared factor."""
+def project_up_shared(hidden_NP: jax.Array, core_ERS: jax.Array, leaves: Leaves) -> jax.Array:
+    """Multiply with the core of each expert, sum over experts, and apply the shared factor.
+
+    Args:
+        hidden_NP: (N, P), gated activations of all experts.
+        core_ERS: (E, R, S), core of each expert.
+        leaves: Parameters by name.
+
+    Returns:
+        (N, F) in the dtype of the activations.
+    """
     shared_NS = products.sum_of_experts(hidden_NP, core_ERS)
     return shared_NS @ leaves['shared_up'].astype(hidden_NP.dtype)
 
@@ -243,7 +252,7 @@ class SharedUp(SubspaceStructure):
 
         P_t is the core of expert t, and S_B the shared up-projection.
         """
-        return _project_up_shared(hidden_NP, leaves['core'], leaves)
+        return project_up_shared(hidden_NP, leaves['core'], leaves)
 
     def projections(self, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the down-projection A_t and the up-projection S_B P_t of each expert t."""
@@ -318,55 +327,8 @@ class ALoRA(Structure):
         """Return B Σ_t h_t, (N, F), for the gated activations h_t of each expert t."""
         # A product with a constant matrix sums over experts without a change of layout.
         E, R = self.num_experts, self.rank
-        return _project_up_shared(hidden_NP, jnp.broadcast_to(jnp.eye(R), (E, R, R)), leaves)
+        return project_up_shared(hidden_NP, jnp.broadcast_to(jnp.eye(R), (E, R, R)), leaves)
 
     def projections(self, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the down-projection A_t of each expert t and the shared up-projection B."""
         return leaves['down'], leaves['shared_up'][:, None].repeat(self.num_experts, axis=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class CoMoL(HydraLoRA):
-    """Experts that share both projections, and differ in their cores.
-
-    The update is B Σ_t G_t C_t A x. Expert t has the gate G_t and the core C_t. With several
-    experts, this is CoMoL (arXiv 2603.00573). With a single expert, this is MoSLoRA (Wu et al.
-    2024): C mixes the subspaces of A and B.
-    """
-
-    factors = ('shared_down', 'core', 'shared_up')
-    expert_input_factors = ('core',)
-
-    @property
-    def is_mergeable(self) -> bool:
-        """True with a single expert, which every token uses."""
-        return self.num_experts == 1
-
-    def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of the shared A, the experts' cores C_t and the shared B, by name."""
-        E, R, shared = self.expert_axis, self.rank_axis, Axis('shared_rank', self.rank)
-        return {
-            'shared_down': (inputs, shared),
-            'core': (E, R, shared),
-            'shared_up': (shared, outputs),
-        }
-
-    def factors_from_lora(
-        self, fresh: Leaves, down_DR: jax.Array, beta: float
-    ) -> dict[str, jax.Array]:
-        """Return the shared A, whose first rows are the trained LoRA's, and cores that keep A x."""
-        R = down_DR.shape[-1]
-        core_ERS = fresh['core'].at[:, :, :R].set(jnp.eye(self.rank, R))
-        return super().factors_from_lora(fresh, down_DR, beta) | {'core': core_ERS}
-
-    def output(self, hidden_NP: jax.Array, leaves: Leaves) -> jax.Array:
-        """Return B Σ_t C_t h_t, (N, F), for the gated activations h_t = G_t A x of each expert t.
-
-        Gating A x, instead of its products with the cores, makes the sum over the experts part of
-        one matrix product.
-        """
-        return _project_up_shared(hidden_NP, leaves['core'], leaves)
-
-    def projections(self, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return the shared down-projection A and the up-projection B C_t of each expert t."""
-        return leaves['shared_down'][:, None], leaves['core'] @ leaves['shared_up'][:, None]

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude
 from malora_jax.adapters.bank import GROUP_PREFIX, AdapterBank, BankedExperts, Output, Update
 from malora_jax.adapters.dropout import dropout
-from malora_jax.adapters.low_rank import ProjectedInput, project_input
+from malora_jax.adapters.low_rank import AfterDropout, ProjectedInput, project_input
 from malora_jax.adapters.structures import DoRA
 from malora_jax.distributed import sharding
 from malora_jax.models import quantize as quantize_lib
@@ -169,12 +169,21 @@ class AdaptedLinear(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout, with masks from the PRNG stream `dropout`."""
+    """Inverted dropout, with masks from the PRNG stream `dropout`.
+
+    Attributes:
+        num_masks: Number of results, each with a mask of its own; None for a single array.
+    """
+
+    num_masks: int | None = None
 
     @nn.compact
-    def __call__(self, x_ND: jax.Array, rate: float | jax.Array) -> jax.Array:
+    def __call__(self, x_ND: jax.Array, rate: float | jax.Array) -> AfterDropout:
         """Set each entry to zero with probability `rate`, and scale up the others."""
-        return dropout(self.make_rng('dropout'), x_ND, rate)
+        key = self.make_rng('dropout')
+        if self.num_masks is None:
+            return dropout(key, x_ND, rate)
+        return tuple(dropout(each, x_ND, rate) for each in jax.random.split(key, self.num_masks))
 
 
 class AdaptedSublayer(nn.Module):
@@ -195,8 +204,8 @@ class AdaptedSublayer(nn.Module):
     ) -> list[jax.Array]:
         """Apply all linears that share an input, such as q, k and v.
 
-        Their adapters share the dropout mask of the input, and their down-projections are computed
-        together.
+        Their adapters share the dropout mask of the input, or that of each expert, and their
+        down-projections are computed together.
 
         Args:
             x_ND: Input of the linears.
@@ -215,11 +224,12 @@ class AdaptedSublayer(nn.Module):
         if self.bank is not None:
             banked = self._apply_bank(self.bank, x_ND, input_axis, context, specs)
         elif self.adapter is not None and adapted:
-            after_dropout_ND = x_ND
+            after_dropout: AfterDropout = x_ND
             if context.train and self.adapter.dropout > 0:
                 rate = self.adapter.dropout if context.dropout is None else context.dropout
-                after_dropout_ND = Dropout()(x_ND, rate)
-            each = project_input(self.adapter, x_ND, after_dropout_ND, list(leaves.values()))
+                masks = self.adapter.num_experts if self.adapter.dropout_masks == 'expert' else None
+                after_dropout = Dropout(masks)(x_ND, rate)
+            each = project_input(self.adapter, x_ND, after_dropout, list(leaves.values()))
             projected = dict(zip(leaves, each, strict=True))
         return [
             linear(

@@ -80,6 +80,7 @@ OPTIONS = {
         dict(equal_gates=False, renormalize=True, bias_in_gates=True),
     ),
     'no_width_scale': ('goat', dict(width_scale=False)),
+    'samples_and_residual': ('goat', dict(renormalize=False, equal_gates=True, samples=2)),
     'one_head': ('mlora_heads', dict(num_experts=1, top_k=1)),
 }
 CONFIGS = {name: method(name, **SMALL[name]) for name in METHODS} | {

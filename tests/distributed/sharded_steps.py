@@ -90,11 +90,19 @@ def collectives(text: str) -> dict[str, list[tuple[int, ...]]]:
     return found
 
 
+# Dropout masks of published code: method and changed setting, by the name of a case.
+MASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    'masks of experts': ('alora', {'dropout_masks': 'expert'}),
+    'masks of cores': ('comol', {'core_dropout': 0.05}),
+}
+
+
 def method_with_distinct_ranks(name: str) -> AdapterConfig:
     """Return the method with ranks that differ from all dimensions of `BASE` kernels and shards.
 
     Shapes alone then identify the arrays that collectives send.
     """
+    name, changes = MASKS.get(name, (name, {}))
     structure, shared = small_method(name).structure, 0
     if isinstance(structure, RankExperts):
         # Seven ranks on each of four devices.
@@ -103,7 +111,7 @@ def method_with_distinct_ranks(name: str) -> AdapterConfig:
         shared = 20 if name == 'malora_unshared' else 10
     elif structure.subspace_rank:
         shared = 7
-    return small_method(name, dropout=0.05, rank=7, shared_rank=shared)
+    return small_method(name, dropout=0.05, rank=7, shared_rank=shared, **changes)
 
 
 def main(cases: dict[str, dict[str, list[int]]]) -> None:

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from tests.distributed.sharded_steps import MASKS
 from tests.helpers.models import LAYOUTS, STRUCTURES
 from tests.helpers.paths import ROOT
 
@@ -42,17 +43,21 @@ def measured() -> dict[str, dict[str, dict]]:
 
     The mixed mesh, which splits rows, inputs, outputs and experts, has every layout, and the meshes
     that split an adapter have every structure. Data parallelism splits only the batch. Sampled
-    experts are the same on all devices. AdaMoLE is sharded like MoLoRA; its gates are quotients of
-    small differences, so that it cannot be compared to the same bounds. FlyLoRA is sharded like
-    SMoRA.
+    experts and dropout masks are the same on all devices. AdaMoLE is sharded like MoLoRA; its gates
+    are quotients of small differences, so that it cannot be compared to the same bounds. FlyLoRA is
+    sharded like SMoRA.
     """
     structures = [name for name in STRUCTURES if name not in ('adamole', 'flylora')]
     layouts = [name for name in LAYOUTS if name != 'adamole']
     methods = dict.fromkeys(MESHES, structures)
-    methods |= {'data': ('lora', 'dora', 'malora', 'remix'), 'mixed': (*layouts, 'remix')}
+    methods |= {
+        'data': ('lora', 'dora', 'malora', 'remix'),
+        'mixed': (*layouts, 'remix', *MASKS),
+        'expert': (*structures, *MASKS),
+    }
     cases = [
         (method, {mesh: sizes for mesh, sizes in MESHES.items() if method in methods[mesh]})
-        for method in dict.fromkeys([*structures, *layouts, 'remix'])
+        for method in dict.fromkeys([*structures, *layouts, 'remix', *MASKS])
     ]
     found: dict[str, dict[str, dict]] = {mesh: {} for mesh in MESHES}
     with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -92,6 +92,8 @@ def _scores(x, dropped, leaves, settings):
         activations = leaves['shared_down'].T @ dropped
         scores, choice = abs(activations), abs(activations + bias)
         return scores / scores.sum(), scores, choice
+    if settings.router_dropout:
+        x = dropped
     if settings.router_input == 'first':  # A x, with the shared down-projection A
         x = leaves['shared_down'].T @ dropped
     logits = leaves['router'].T @ x
@@ -152,10 +154,11 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routing
     subtracts the sum of its initial heads in the same way.
 
     Args:
-        x_ND: Inputs (N, n); the router always sees them without dropout.
+        x_ND: Inputs (N, n); the router sees them without dropout, except with `router_dropout`.
         leaves: Arrays of the adapter by leaf name.
         config: Adapter configuration.
-        dropped_ND: Inputs of the experts after dropout; None = no dropout.
+        dropped_ND: Inputs of the experts after dropout: (N, n), or (experts, N, n) with a mask for
+            each expert; None = no dropout.
         routings: Routing of each token; computed by default.
         tasks: Task of each token, for MTL-LoRA; -1 for padding, whose update is zero.
     """
@@ -164,12 +167,14 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routing
         matrices = [task_matrix(t, leaves, config) for t in range(len(config.tasks))]
         rows = [(t >= 0) * matrices[t] @ x for t, x in zip(tasks, dropped_ND, strict=True)]
         return scale(config) * np.stack(rows)
+    # The inputs of each token: one for each expert. Routers do not read those that differ.
+    inputs = np.broadcast_to(dropped_ND, (config.num_experts, *x_ND.shape)).swapaxes(0, 1)
     if settings_of(config).num_up_experts:
-        both = zip(x_ND, dropped_ND, strict=True)
+        both = zip(x_ND, inputs, strict=True)
         return np.stack([two_router_update(*each, leaves, config) for each in both])
     if routings is None:
         routings = [
-            token_routing(*both, leaves, config) for both in zip(x_ND, dropped_ND, strict=True)
+            token_routing(x, each[0], leaves, config) for x, each in zip(x_ND, inputs, strict=True)
         ]
     experts = [expert_matrix(t, leaves, config) for t in range(config.num_experts)]
     rows, residual = [], 0 * experts[0]
@@ -180,20 +185,21 @@ def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None, routing
         )
     if settings_of(config).subspace == 'summed_heads':
         residual = leaves['residual_up'].T @ leaves['residual_down'].T  # (Σ_i B_i⁰) A⁰
-    for x, dropped, routing in zip(x_ND, dropped_ND, routings, strict=True):
-        terms = zip(routing.gates, experts, strict=True)
-        mixture = sum(g * (D_t @ dropped) for g, D_t in terms)
+    for x, each, routing in zip(x_ND, inputs, routings, strict=True):
+        terms = zip(routing.gates, experts, each, strict=True)
+        mixture = sum(g * (D_t @ dropped) for g, D_t, dropped in terms)
         rows.append(scale(config) * (mixture - residual @ x))
     return np.stack(rows)
 
 
-def two_router_update(x, dropped, leaves, config: AdapterConfig):
+def two_router_update(x, inputs, leaves, config: AdapterConfig):
     """Return D²MoRA's update of one token: (α / r) Σ_j Softmax(W_2 z)_j B_j z, z = Σ_i G_i A_i x.
 
-    G is the gates of the first router, which reads x without dropout.
+    G is the gates of the first router, which reads x without dropout, except with `router_dropout`.
+    The down-projection A_i reads inputs[i], x after dropout.
     """
-    G = token_routing(x, dropped, leaves, config).gates
-    z = sum(G[i] * (A_i.T @ dropped) for i, A_i in enumerate(leaves['down']))
+    G = token_routing(x, inputs[0], leaves, config).gates
+    z = sum(G[i] * (A_i.T @ inputs[i]) for i, A_i in enumerate(leaves['down']))
     H = softmax(leaves['up_router'].T @ z)
     return scale(config) * sum(H[j] * (B_j.T @ z) for j, B_j in enumerate(leaves['up']))
 

@@ -21,9 +21,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 BATCH = jax.tree.map(jnp.asarray, packed_batch([(10, 9), (7, 8, 9)], 24))
 
 
+# Dropout masks of published code.
+FORMS = {
+    'masks of experts': ('alora', {'dropout_masks': 'expert'}),
+    'router after dropout': ('smora', {'router_dropout': True}),
+    'masks of cores': ('comol', {'core_dropout': 0.5}),
+}
+
+
 def models(name: str, **overrides) -> dict[str, Decoder]:
     """Return the model with each rematerialization mode, with dropout."""
-    model = tiny_model(small_method(name, dropout=0.5), **overrides)
+    method, changes = FORMS.get(name, (name, {}))
+    model = tiny_model(small_method(method, dropout=0.5, **changes), **overrides)
     return {remat: Decoder(model.config, model.adapter, remat) for remat in REMAT_POLICIES}
 
 
@@ -38,7 +47,8 @@ def loss_and_gradients(model: Decoder, variables):
 
 @pytest.mark.parametrize('remat', ['light', 'full'])
 @pytest.mark.parametrize(
-    'name', ['lora', 'dora', 'molora', 'malora', 'malora_shared_up', 'd2mora', 'mlora_heads']
+    'name',
+    ['lora', 'dora', 'molora', 'malora', 'malora_shared_up', 'd2mora', 'mlora_heads', *FORMS],
 )
 def test_remat_equals_no_remat(name, remat):
     kept, again = (models(name)[key] for key in ('none', remat))

@@ -38,13 +38,20 @@ DIFFERENT = {
     'adapter__balance_weight': (0.01, 0.1, 0.5),
 }
 
+# Dropout masks of published code.
+MASKS = {
+    'malora_unshared': {'adapter__dropout_masks': 'expert'},
+    'comol': {'adapter__core_dropout': 0.2},
+}
+
 
 def settings(weights, method, **changes):
     """Return configs of three runs that differ in everything that may differ."""
     if method == 'dora':
         changes |= {'adapter__num_experts': 1}
-    if method in ('mtl_lora', 'mlora_heads'):
+    if method in ('mtl_lora', 'mlora_heads', 'comol'):
         changes |= {'adapter__top_k': 4}
+    changes |= MASKS.get(method, {})
     return [
         toy_run_config(weights, method, **changes, **dict(zip(DIFFERENT, values, strict=True)))
         for values in zip(*DIFFERENT.values(), strict=True)
@@ -58,6 +65,11 @@ MALORA_RANKS = (
     {'rank': 5, 'shared_rank': 6},
     {'rank': 2, 'shared_rank': 4},
 )
+OWN_RANKS = (
+    {'rank': 3, 'shared_rank': 8},
+    {'rank': 5, 'shared_rank': 12},
+    {'rank': 2, 'shared_rank': 4},
+)
 MTL_LORA_RANKS = tuple({'rank': rank, 'shared_rank': rank} for rank in (3, 5, 2))
 
 
@@ -67,11 +79,13 @@ MTL_LORA_RANKS = tuple({'rank': rank, 'shared_rank': rank} for rank in (3, 5, 2)
         *(('lora', ()), ('dora', ()), ('malora', ()), ('goat', ())),
         *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS), ('mtl_lora', MTL_LORA_RANKS)),
         *(('d2mora', MOLORA_RANKS), ('mlora_heads', MTL_LORA_RANKS)),
+        *(('malora_unshared', OWN_RANKS), ('comol', MTL_LORA_RANKS)),
     ],
     ids=[
         *('lora', 'dora', 'malora', 'goat'),
         *('molora of three ranks', 'malora of three ranks', 'mtl_lora of three ranks'),
         *('d2mora of three ranks', 'mlora_heads of three ranks'),
+        *('masks of experts of three ranks', 'masks of cores of three ranks'),
     ],
 )
 def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
@@ -222,6 +236,8 @@ def test_runs_of_goat_with_different_ranks_are_not_a_group(tiny_weights):
         ('flylora', 'bias_target', ('mean', 'share')),
         ('adamole', 'balance_scores', ('probability', 'distance')),
         ('goat', 'width_scale', (True, False)),
+        ('molora', 'dropout_masks', ('shared', 'expert')),
+        ('smora', 'router_dropout', (False, True)),
     ],
 )
 def test_forms_of_published_code_are_the_same_in_a_group(name, field, values, tiny_weights):

@@ -65,6 +65,11 @@ def test_operations_with_masks_are_those_of_the_plan(remat):
     check_operations('mlora_heads', remat, head_dropout=0.2)
 
 
+def test_operations_with_masks_of_cores_are_those_of_the_plan():
+    """With `light`, the merged cores are computed again."""
+    check_operations('comol', 'none', core_dropout=0.2)
+
+
 def check_operations(name, remat, **changes):
     model, _ = abstract(name, **changes)
     planned = flops_per_token(model, LENGTH, ROWS)

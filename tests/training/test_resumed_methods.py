@@ -15,6 +15,13 @@ CHANGES = {
     'smora': {'adapter__rank': 1, 'adapter__shared_rank': 4, 'adapter__top_k': 2},
     'remix': {},
     'mlora_heads': {'adapter__rank': 3, 'adapter__shared_rank': 3, 'adapter__top_k': 4},
+    'molora': {'adapter__dropout_masks': 'expert'},
+    'comol': {
+        'adapter__rank': 3,
+        'adapter__shared_rank': 3,
+        'adapter__top_k': 4,
+        'adapter__core_dropout': 0.2,
+    },
 }
 
 

@@ -219,7 +219,12 @@ def test_a_fresh_state(name):
 
 @pytest.mark.parametrize(
     'name, changes',
-    [('lora', {'dropout': 0.5}), ('mlora_heads', {'dropout': 0.0, 'head_dropout': 0.5})],
+    [
+        ('lora', {'dropout': 0.5}),
+        ('mlora_heads', {'dropout': 0.0, 'head_dropout': 0.5}),
+        ('alora', {'dropout': 0.5, 'dropout_masks': 'expert'}),
+        ('comol', {'dropout': 0.0, 'core_dropout': 0.5}),
+    ],
 )
 def test_dropout_depends_on_seed_and_step_alone(name, changes):
     model = tiny_model(small_method(name, **changes))
