@@ -99,8 +99,13 @@ class AdapterLayer(nnx.Module):
         return self.config.dropout > 0 or getattr(self.config.structure, 'head_dropout', 0) > 0
 
     @property
-    def sums(self) -> RoutingSums | DistanceSums:
-        """Routing sums of the last batch, (1, 1, E) each: one layer, and one group of tokens."""
+    def sums(self) -> RoutingSums | None:
+        """Routing sums of the last batch, (1, 1, E): one layer, one group of tokens; or None.
+
+        They are `DistanceSums` if the load-balancing loss uses distances.
+        """
+        if self.statistics is None:
+            return None
         return self._sums_type(*self.statistics[...][:, None, None])
 
     def state_of_batch(self) -> list[nnx.Variable]:
@@ -109,7 +114,7 @@ class AdapterLayer(nnx.Module):
         return variables + ([self.rngs.dropout.count] if self.has_dropout else [])
 
     @property
-    def _sums_type(self) -> type[RoutingSums] | type[DistanceSums]:
+    def _sums_type(self) -> Any:
         is_distance = self.config.router.balance_scores == 'distance'
         return DistanceSums if is_distance else RoutingSums
 
@@ -134,7 +139,7 @@ class AdapterLayer(nnx.Module):
         if isinstance(place, NamedSharding):
             leaf = jax.device_put(leaf, place.update(spec=PartitionSpec(*select(place.spec))))
         names = kernel.get_metadata().get('out_sharding')
-        metadata = {} if names is None else {'out_sharding': select(names)}
+        metadata: dict[str, Any] = {} if names is None else {'out_sharding': select(names)}
         is_trained = self.config.collection(name) == 'adapter'
         kind = nnx.LoRAParam if is_trained else FrozenAdapter
         return kind(leaf, eager_sharding=False, **metadata)

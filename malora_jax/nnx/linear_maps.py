@@ -95,20 +95,20 @@ def kernel_of(module: nnx.Module) -> nnx.Variable | None:
     return None
 
 
-def linear_map(path: str, module: Any) -> LinearMap:
+def linear_map(path: str, module: nnx.Module, kernel: nnx.Variable) -> LinearMap:
     """Return the linear map of a layer.
 
     Args:
         path: Path of the layer in the model, for messages.
-        module: Layer that has a kernel.
+        module: Layer.
+        kernel: Weight of the layer.
 
     Raises:
         UserError: The layer is not a linear map of the last axes of its input, or has a weight for
             each entry of an axis, such as for each expert of the base model.
     """
-    kernel = kernel_of(module)
-    shape = () if kernel is None else tuple(kernel.get_value().shape)
-    equation = getattr(module, 'einsum_str', None) or _equation(module, len(shape))
+    shape = tuple(kernel.get_value().shape)
+    equation = getattr(module, 'einsum_str', None) or _equation(module, shape)
     operands, _, outputs = equation.replace(' ', '').partition('->')
     inputs, _, weight = operands.partition(',')
     found = LinearMap(inputs, weight, outputs, shape)
@@ -130,15 +130,16 @@ def linear_map(path: str, module: Any) -> LinearMap:
     return found
 
 
-def _equation(module: Any, num_axes: int) -> str:
+def _equation(module: Any, kernel_shape: tuple[int, ...]) -> str:
     """Return the einsum of a layer that multiplies the last axes of its input; else ''."""
     features = next((getattr(module, name) for name in _INPUTS if hasattr(module, name)), ())
-    num_inputs = len(features) if isinstance(features, tuple) else 1
+    features = features if isinstance(features, tuple) else (features,)
     axes = getattr(module, 'axis', (-1,))
     axes = axes if isinstance(axes, tuple) else (axes,)
+    num_inputs = len(features)
     is_last = axes == tuple(range(-num_inputs, 0)) and not getattr(module, 'batch_axis', None)
-    if not features or not is_last or num_axes <= num_inputs:
+    if not features or kernel_shape[:num_inputs] != features or not is_last:
         return ''
-    letters = string.ascii_lowercase[:num_axes]
+    letters = string.ascii_lowercase[: len(kernel_shape)]
     inputs, outputs = letters[:num_inputs], letters[num_inputs:]
     return f'...{inputs},{letters}->...{outputs}'

@@ -12,13 +12,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from malora_jax import errors
 from malora_jax.adapters import load_balancing
-from malora_jax.adapters.load_balancing import DistanceSums, RoutingSums
+from malora_jax.adapters.load_balancing import RoutingSums
 from malora_jax.adapters.routers import BALANCE_BIAS
 from malora_jax.adapters.similarity_loss import similarity_loss
 from malora_jax.nnx.layers import AdapterLayer, adapter_layers
 
 
-def routing_statistics(model: nnx.Module) -> dict[str, RoutingSums | DistanceSums]:
+def routing_statistics(model: nnx.Module) -> dict[str, RoutingSums]:
     """Return the routing sums of the last batch, by path of the adapted layer.
 
     All tokens of the batch count, as the layers do not know which are padding.
@@ -27,12 +27,11 @@ def routing_statistics(model: nnx.Module) -> dict[str, RoutingSums | DistanceSum
         model: Model with an adapter.
 
     Returns:
-        Sums whose fields are (1, 1, E), for `load_balancing.routing_metrics` and the like. Empty if
-        the adapter has no routers.
+        Sums whose fields are (1, 1, E), for `load_balancing.routing_metrics` and the like; they are
+        `DistanceSums` if the load-balancing loss uses distances. Empty without routers.
     """
-    return {
-        path: layer.sums for path, layer in adapter_layers(model) if layer.statistics is not None
-    }
+    found = {path: layer.sums for path, layer in adapter_layers(model)}
+    return {path: sums for path, sums in found.items() if sums is not None}
 
 
 def balance_loss(model: nnx.Module) -> jax.Array:
@@ -65,13 +64,15 @@ def training_loss(loss_function: Callable[..., Any]) -> Callable[..., Any]:
             is a loss; a tuple of a loss and other values; or tunix's `LossOutput`.
 
     Returns:
-        Function with the same arguments and the same kind of result. It raises a `UserError` if a
-        layer has kept no statistics, because the model drops the state of its layers.
+        Function with the same arguments and the same kind of result. It raises a `UserError` if the
+        model has no adapter, or drops the state of its layers.
     """
 
     @functools.wraps(loss_function)
     def with_adapter(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         layers = dict(adapter_layers(model))
+        if not layers:
+            raise errors.UserError('The model has no adapter: call malora_jax.nnx.adapt before.')
         with _dropout_on(layers), _state_kept(layers):
             result = loss_function(model, *args, **kwargs)
         added = _adapter_loss(model, layers)

@@ -56,16 +56,16 @@ def adapt(
             layer is found.
     """
     _check_method(config)
-    layers = _find_layers(model, config, module_path)
-    for path, layer in layers.items():
+    found = _find_layers(model, config, module_path)
+    maps = {}
+    for path, (layer, kernel) in found.items():
         if hasattr(layer, 'adapter'):
             raise errors.UserError(f'{path} already has an attribute adapter: adapt a new model.')
-    maps = {path: linear_map(path, layer) for path, layer in layers.items()}
-    for path, linear in maps.items():
+        maps[path] = linear = linear_map(path, layer, kernel)
         config.structure.check_size(linear.num_inputs, linear.num_outputs, path)
-    for path, layer in layers.items():
-        layer.adapter = AdapterLayer(config, maps[path], kernel_of(layer), rngs)
-        layer.__class__ = _adapted_class(type(layer))
+    for path, (layer, kernel) in found.items():
+        layer.adapter = AdapterLayer(config, maps[path], kernel, rngs)
+        layer.__class__ = _adapted_class(layer.__class__)
 
 
 def rematerialize(model: nnx.Module, module_path: str) -> None:
@@ -91,22 +91,22 @@ def rematerialize(model: nnx.Module, module_path: str) -> None:
     if not modules:
         raise errors.UserError(f'module_path {errors.short_repr(module_path)} matches no module.')
     for module in modules:
-        module.__class__ = _rematerialized_class(type(module))
+        module.__class__ = _rematerialized_class(module.__class__)
 
 
 def _find_layers(
     model: nnx.Module, config: AdapterConfig, module_path: str | None
-) -> dict[str, Any]:
-    """Return the layers to adapt, by path.
+) -> dict[str, tuple[Any, nnx.Variable]]:
+    """Return the layers to adapt and their weights, by path.
 
     Raises:
         UserError: No layer is found for the regular expression or for a target, or a layer computes
             another linear besides a target.
     """
     layers = {
-        '/'.join(map(str, path)): module
+        '/'.join(map(str, path)): (module, kernel)
         for path, module in nnx.iter_modules(model)
-        if kernel_of(module) is not None
+        if (kernel := kernel_of(module)) is not None
     }
     if module_path is not None:
         found = {path: each for path, each in layers.items() if re.fullmatch(module_path, path)}
@@ -118,7 +118,7 @@ def _find_layers(
             )
         return found
     found, missing = {}, [*config.targets]
-    for path, layer in layers.items():
+    for path, both in layers.items():
         computed = LAYER_TARGETS.get(path.rpartition('/')[2], ())
         if not {*computed} & {*config.targets}:
             continue
@@ -127,7 +127,7 @@ def _find_layers(
                 f'{path} computes {" and ".join(computed)} together: adapter.targets must name all '
                 'of them, or none.'
             )
-        found[path] = layer
+        found[path] = both
         missing = [name for name in missing if name not in computed]
     if missing:
         raise errors.UserError(

@@ -237,8 +237,14 @@ def test_a_model_that_drops_the_state_of_its_layers_is_refused():
         graph, state = nnx.split(model)
         return jax.checkpoint(lambda state: squares(nnx.merge(graph, state), x))(state)
 
+    model = adapted(small_method('malora', targets=('up',)))
     with pytest.raises(errors.UserError, match='layers/0/up_proj has kept no routing statistics'):
-        training_loss(loss)(adapted(small_method('malora', targets=('up',))), jnp.ones((1, WIDTH)))
+        training_loss(loss)(model, random_input(1, 1, WIDTH))
+
+
+def test_a_model_without_an_adapter_is_refused():
+    with pytest.raises(errors.UserError, match='has no adapter'):
+        training_loss(squares)(Model(), random_input(1, 1, WIDTH))
 
 
 class Metric(struct.PyTreeNode):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -224,12 +225,22 @@ def test_the_example_of_the_guide_runs():
     assert len(history) == 20 and history[-1] < 0.5 * history[0]
 
 
-def test_frozen_leaves_return_from_the_same_seed():
-    config = small_method('moasylora', targets=('q',))
-    models = [adapted('llama', config) for _ in range(2)]
-    one, two = (arrays(model, FrozenAdapter) for model in models)
-    assert {*one} == {'layers/0/attn/q_proj/adapter/down'} == {*two}
-    assert all(np.array_equal(one[path], two[path]) for path in one)
+def test_frozen_leaves_return_from_the_same_seed_or_with_orbax(tmp_path):
+    config, kinds = small_method('moasylora', targets=('q',)), (nnx.LoRAParam, FrozenAdapter)
+    one, two = (adapted('llama', config) for _ in range(2))
+    (path,) = arrays(one, FrozenAdapter)
+    assert path == 'layers/0/attn/q_proj/adapter/down'
+    assert np.array_equal(arrays(one, FrozenAdapter)[path], arrays(two, FrozenAdapter)[path])
+    randomize(one)
+    one.layers[0].attn.q_proj.adapter.down[...] += 1
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / 'adapter', nnx.state(one, nnx.Any(*kinds)))
+        checkpointer.wait_until_finished()
+        saved = checkpointer.restore(tmp_path / 'adapter', nnx.state(two, nnx.Any(*kinds)))
+    nnx.update(two, saved)
+    for kind in kinds:
+        before, after = arrays(one, kind), arrays(two, kind)
+        assert all(np.array_equal(before[each], after[each]) for each in before)
 
 
 def test_evaluation_has_no_dropout():
