@@ -11,7 +11,7 @@ ARGS ?=
 # Each file is run by one process. setup.cfg lists the markers.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup train test test-runs test-devices test-tpu test-gpu-plan test-fuzz test-export test-vllm test-release test-colab docs lint format clean
+.PHONY: setup train test test-runs test-devices test-tpu test-gpu-plan test-fuzz test-export test-vllm test-nnx test-release test-colab docs lint format clean
 
 setup: $(VENV)/ready
 
@@ -31,7 +31,7 @@ train: setup
 	  --workdir=$(WORKDIR) $(ARGS)
 
 test: setup
-	$(PYTEST) -m 'not (slow or devices or tpu or gpu or vllm or fuzz or release or colab)'
+	$(PYTEST) -m 'not (slow or devices or tpu or gpu or vllm or nnx or fuzz or release or colab)'
 
 # In the order of tests/conftest.py, the longest first, not that of the numbers of tests. Includes
 # the tests with several devices, which alone would keep only one core busy. Three processes,
@@ -79,6 +79,13 @@ test-vllm: setup
 	$(VLLM_VENV)/bin/python -m pytest packages/malora_vllm/tests
 	$(VLLM_VENV)/bin/python -m pytest packages/mixture_transformers/tests/test_vllm.py
 	VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm
+
+# Adapters on models of tunix, which lies in an environment of its own (2 GB).
+test-nnx: setup
+	$(PYTHON) -m venv $(VENV)/nnx
+	$(VENV)/nnx/bin/python -m pip install --quiet pytest --editable '.[nnx]'
+	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=4 \
+	  $(VENV)/nnx/bin/python -m pytest -m nnx
 
 # The wheel, built and installed into an environment of its own.
 test-release: setup
