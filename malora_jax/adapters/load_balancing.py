@@ -143,9 +143,9 @@ def update_biases(
         total_L1 = load_LE.sum(axis=1, keepdims=True)
         if router.bias_target == 'share':  # FlyLoRA's code: K / E, the share of a single token.
             total_L1 = jnp.full_like(total_L1, router.top_k)
-        target_L1 = total_L1 / experts_L[:, None]
-        name = f'{path}/{BALANCE_BIAS}'
-        leaves[name] += router.bias_rate * jnp.sign(target_L1 - load_LE)
+        # Not the distance from the quotient, whose rounding would move a bias at the target.
+        missing_LE = total_L1 - experts_L[:, None] * load_LE
+        leaves[f'{path}/{BALANCE_BIAS}'] += router.bias_rate * jnp.sign(missing_LE)
     return unflatten_dict(leaves, sep='/')
 
 

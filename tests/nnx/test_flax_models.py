@@ -38,7 +38,7 @@ REFUSED = {
 }
 MALORA = small_method('malora', targets=TARGETS)
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 class Block(nnx.Module):
