@@ -1,4 +1,4 @@
-"""The form 'lm_eval' scores like the harness's own tasks: same rows, same score of each question."""
+"""The form `lm_eval` scores like the tasks of the harness: same rows, and same score of each."""
 
 import json
 import os
