@@ -23,7 +23,7 @@ methods keep their own. Differences: as in configs/commonsense.py, with 12 rows 
 a reply has at most 256 tokens, as there.
 
 Published (%): LLaMA-7B with LoRA on math_10k has 37.5 on GSM8K, 18.9 on AQuA, 79.0 on MAWPS and
-52.1 on SVAMP (README of LLM-Adapters). math_10k has MAWPS among its training data. On math_14k,
+52.1 on SVAMP (README of LLM-Adapters). math_10k has the training set of MAWPS, too. On math_14k,
 CoMoL reports an average of 84.48 over its six test sets for Qwen3-8B (arXiv 2603.00573, from a
 summary; we could not open the paper itself). The file math_14k/validation.json in CoMoL's
 repository, whose loss may choose its checkpoint, has 486 questions of GSM8K's test set.
