@@ -41,7 +41,7 @@ def base_config(method_name: str) -> ConfigDict:
     config.data.workers = 0
     config.data.streams = 1  # If set to the number of hosts, each host reads only its share.
     # Settings of public datasets.
-    config.data.form = 'completion'  # Prompt form; or 'sectioned'.
+    config.data.form = 'completion'  # Prompt form; or 'sectioned', 'llm_adapters', 'lm_eval'.
     config.data.task_settings = ()  # Such as ('gsm8k.shots=0', 'boolq.form=sectioned').
     config.data.directory = ''  # Storage of the datasets; '' = TFDS_DATA_DIR, or TFDS's own.
     config.data.sources = ()  # 'DATASET/SPLIT=PATH' reads this split from a local file.

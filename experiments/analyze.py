@@ -19,12 +19,14 @@ Similarity, spectra and routing read checkpoints. Only routing needs the base mo
 
 Runs must share one base model. If --workdir names a directory of runs, all its finished runs are
 reported on. Runs named NAME-seed0, NAME-seed1, … form a seed group, which is averaged into one row.
---table adds the rows of a table of the paper. All runs must be scored on the tasks of this table.
+--table adds the rows of a table of the paper, or of other papers: commonsense, math and code. All
+runs must be scored on the tasks of this table.
 
 Examples:
     python -m experiments.analyze --workdir=runs/quickstart
     python -m experiments.analyze --workdir=runs/malora --workdir=runs/malora-chain_sum --output=out
     python -m experiments.analyze --workdir=runs/table2 --table=table2 --norouting
+    python -m experiments.analyze --workdir=runs/commonsense --table=commonsense
 """
 
 from absl import flags
@@ -34,7 +36,7 @@ from malora_jax import cloud_storage
 from malora_jax.analysis.page import section_to_markdown
 from malora_jax.analysis.report import write_report
 from malora_jax.errors import UserError, out_of_range
-from malora_jax.runs.paper import PAPER_TABLES
+from malora_jax.runs.published import TABLES
 
 _WORKDIRS = flags.DEFINE_multi_string(
     'workdir',
@@ -51,8 +53,9 @@ _OUTPUT = flags.DEFINE_string(
 _TABLE = flags.DEFINE_enum(
     'table',
     None,
-    list(PAPER_TABLES),
-    'Table of the MALoRA paper whose rows are shown next to the runs.',
+    list(TABLES),
+    'Table of the MALoRA paper, or of papers on other benchmarks (commonsense, math, code), whose '
+    'rows are shown next to the runs.',
 )
 _WEIGHTS = cli.define_weights_flag()
 _UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Also report on runs that have not finished.')

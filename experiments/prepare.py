@@ -4,7 +4,7 @@ The datasets are stored in config.data.directory, by default the environment var
 or ~/tensorflow_datasets. A lock file next to the datasets records the source, the file hashes and
 the number of rows of each dataset; data that differ from the lock file are refused. Existing
 datasets are not touched; after an interruption, the same command resumes. Prints the source and the
-number of rows of each dataset.
+number of rows of each dataset, and the number of test questions that are also in a training set.
 
 Examples:
     python -m experiments.prepare --config=configs/intra_domain.py

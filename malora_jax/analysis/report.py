@@ -17,7 +17,7 @@ from malora_jax.analysis.sections.spectra import spectra_section
 from malora_jax.analysis.sections.summary import summary_section
 from malora_jax.analysis.sections.tasks import tasks_section
 from malora_jax.runs import LoadedRun, SeedGroup, read_runs, seed_groups
-from malora_jax.runs.paper import PAPER_TABLES
+from malora_jax.runs.published import TABLES
 
 # With more runs than this, the title gives the number of runs instead of their names.
 _MAX_NAMES = 4
@@ -41,7 +41,7 @@ def write_report(
     Args:
         workdirs: Directories of runs on one base model; each may also hold several such runs.
         output: Directory to write to. It is created if it does not exist.
-        table: Key of `PAPER_TABLES`, such as 'table2': table of the paper whose rows are shown next
+        table: Key of `TABLES`, such as 'table2': table of the paper whose rows are shown next
             to the runs. None for no table.
         weights: Location of the base model's weights, if they have moved since training.
         allow_unfinished: Whether to accept unfinished runs that `workdirs` names directly.
@@ -59,7 +59,7 @@ def write_report(
     """
     runs = read_runs(workdirs, weights, allow_unfinished)
     finished = [run for run in runs if run.is_finished]
-    groups = seed_groups(finished, PAPER_TABLES[table] if table else None) if finished else []
+    groups = seed_groups(finished, TABLES[table] if table else None) if finished else []
     output.mkdir(parents=True, exist_ok=True)
     names = ', '.join(run.name for run in runs) if len(runs) <= _MAX_NAMES else f'{len(runs)} runs'
     sections = [*_sections(runs, groups, output, table, max_questions if routing else None)]
@@ -83,7 +83,7 @@ def _sections(
     routing = {name: section.numbers for name, section in routing_sections.items()}
     yield summary_section(runs, groups, routing)
     if groups:
-        yield scores_section(groups, PAPER_TABLES[table] if table else None)
+        yield scores_section(groups, TABLES[table] if table else None)
     yield tasks_section(runs, groups, output)
     yield from answers_section(groups)
     yield seesaw_section(groups, output)

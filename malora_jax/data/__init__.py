@@ -23,6 +23,7 @@ from malora_jax.data.encoding import (
 from malora_jax.data.examples import Example
 from malora_jax.data.file_tasks import FileTask, file_digests, file_tasks
 from malora_jax.data.mixture import mixture_shares, train_iterator
+from malora_jax.data.overlaps import Overlap, count_overlaps
 from malora_jax.data.packing import packed_batches
 from malora_jax.data.packing_simulation import DrawCounts, count_drawn_examples
 from malora_jax.data.reasoning_gym_tasks import ReasoningGymSource
@@ -56,6 +57,7 @@ __all__ = [
     'FileTask',
     'GenerationScoring',
     'LikelihoodScoring',
+    'Overlap',
     'ProgramScoring',
     'ReasoningGymSource',
     'RowStreams',
@@ -70,6 +72,7 @@ __all__ = [
     'TokenizerProtocol',
     'check_sources',
     'count_drawn_examples',
+    'count_overlaps',
     'dataset_settings',
     'dataset_task',
     'describe_draws',

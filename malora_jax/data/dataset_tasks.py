@@ -8,7 +8,7 @@ compared question by question. Training examples are read from disk only when th
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -293,8 +293,8 @@ def _held_out(task: DatasetTask, scoring: Scoring, count: int) -> list[Example]:
     items: Sequence[Item] = task.store.items(task.dataset, 'test')
     if task.dataset.multi_reference:
         items = group_answers(items)
-    order = _order('held out', task, len(items))
-    questions = LazyExamples(task, items, np.sort(order[: count or None]))
+    order = np.sort(_order('held out', task, len(items))[: count or None])
+    questions = LazyExamples(task, items, order)
     if not scoring.shots:
         return list(questions)
     train_items = task.store.items(task.dataset, 'train')
@@ -303,9 +303,45 @@ def _held_out(task: DatasetTask, scoring: Scoring, count: int) -> list[Example]:
             f'Task {task.name!r} has {len(train_items)} training examples, too few for '
             f'{scoring.shots} shots.'
         )
+    if task.dataset.has_subjects:
+        return _with_shots_of_subject(task, [items[i] for i in order], train_items, scoring.shots)
     order = _order('shots', task, len(train_items))
     shots = list(LazyExamples(task, train_items, order[: scoring.shots]))
     return [with_shots(question, shots) for question in questions]
+
+
+def _with_shots_of_subject(
+    task: DatasetTask, items: Sequence[Item], train_items: Iterable[Item], count: int
+) -> list[Example]:
+    """Return few-shot examples whose shots are the first training items of the same subject.
+
+    The passage, which introduces the subject, is written once in front of all shots.
+
+    Args:
+        task: Task of the examples.
+        items: Items to ask.
+        train_items: All items of the training split.
+        count: Number of shots.
+    """
+
+    def without_subject(item: Item) -> Example:
+        return task.example(dataclasses.replace(item, passage=''))
+
+    by_subject: dict[str, list[Example]] = {}
+    for item in train_items:
+        by_subject.setdefault(item.passage, []).append(without_subject(item))
+    examples = []
+    for item in items:
+        shots = by_subject.get(item.passage, [])[:count]
+        if len(shots) < count:
+            raise UserError(
+                f'Task {task.name!r} has {len(shots)} training examples of a subject, too few for '
+                f'{count} shots: {item.passage!r}'
+            )
+        example = with_shots(without_subject(item), shots)
+        introduced = f'{item.passage}\n\n{example.question}'
+        examples.append(dataclasses.replace(example, question=introduced))
+    return examples
 
 
 def _order(purpose: str, task: DatasetTask, count: int, seed: int = 0) -> np.ndarray:

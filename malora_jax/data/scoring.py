@@ -138,9 +138,12 @@ class GenerationScoring(Scoring):
 
     Attributes:
         score: Scorer; score(prediction, example) is in [0, 1], and 1.0 only for a right answer.
+        more: Names and scorers of additional scores of the same answer.
     """
 
     score: Callable[[str, Example], float]
+    _: KW_ONLY
+    more: tuple[tuple[str, Callable[[str, Example], float]], ...] = ()
 
     def majority_baseline(self, held_out: Sequence[Example]) -> tuple[str, float]:
         """Return the majority baseline: the constant answer with the best mean score.

@@ -199,6 +199,13 @@ class Store:
         local = self._local(dataset)
         if local:
             return {split: [cloud_storage.localize(path)] for split, path in local.items()}, None
+        if not dataset.repository:
+            files = ' and '.join(dataset.splits.values())
+            entries = ', '.join(f"'{dataset.name}/{split}=PATH'" for split in dataset.splits)
+            raise UserError(
+                f'Dataset {dataset.name!r} is not on the Hugging Face Hub: download {files} from '
+                f'{dataset.origin} and set data.sources to ({entries},).'
+            )
         patterns = dataset.patterns
         remedy = f"name local files in data.sources, such as '{dataset.name}/train=PATH'"
         if revision:
@@ -269,9 +276,11 @@ class Store:
     def _check_source(self, dataset: Dataset, lock: Mapping[str, Any]) -> None:
         """Check that a dataset's source is the one in its lock entry.
 
-        If both are local files, their paths may differ: `_check_locked` compares their digests.
+        If both are local files, their paths may differ: `_check_locked` compares their digests. A
+        dataset that is not on the hub needs no entry in `sources` once it is prepared.
         """
-        if not lock or (self._local(dataset) and lock['revision'] is None):
+        is_local = self._local(dataset) or not dataset.repository
+        if not lock or (is_local and lock['revision'] is None):
             return
         if lock['source'] != self._source(dataset):
             raise UserError(

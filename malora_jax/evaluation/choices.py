@@ -30,15 +30,16 @@ def option_requests(
     Args:
         tokenizer: Tokenizer of the model.
         template: Prompt template.
-        example: Question whose metadata lists the `options`.
+        example: Question whose metadata lists the `options`, and the `prompts` if they differ.
     """
-    prompt = encode_prompt(tokenizer, template, example.question)
+    options = example.metadata['options']
+    prompts = example.metadata.get('prompts', [example.question] * len(options))
     return [
         (
-            prompt,
+            encode_prompt(tokenizer, template, prompt),
             encode_completion(tokenizer, template, dataclasses.replace(example, answer=option)),
         )
-        for option in example.metadata['options']
+        for prompt, option in zip(prompts, options, strict=True)
     ]
 
 
@@ -46,13 +47,14 @@ def choose(log_probabilities: Sequence[float], options: Sequence[str]) -> Chosen
     """Choose the option with the largest log-probability, in total and per character.
 
     If several options are equal, the first one is chosen. The characters of an option are counted
-    without surrounding white space, as in `acc_norm` of EleutherAI's evaluation harness.
+    without the space that separates it from the prompt, as in `acc_norm` of EleutherAI's evaluation
+    harness.
 
     Args:
         log_probabilities: Log-probability of each option's continuation, in nats.
         options: Text of each option.
     """
-    lengths = [len(option.strip()) for option in options]
+    lengths = [len(option.removeprefix(' ')) for option in options]
     per_character = np.asarray(log_probabilities) / lengths
     return ChosenOptions(int(np.argmax(log_probabilities)), int(np.argmax(per_character)))
 

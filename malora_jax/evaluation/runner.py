@@ -225,7 +225,14 @@ def _answer_by_generation(
     half = _fraction(advance, 2)  # The answers, and then the losses.
     texts = [text.strip() for (text,) in _generate(eval_model, split, half, scoring.stop)]
     return [
-        _answer(split, example, text, scoring.score(text, example), likelihood)
+        _answer(
+            split,
+            example,
+            text,
+            scoring.score(text, example),
+            likelihood,
+            more={name: score(text, example) for name, score in scoring.more},
+        )
         for example, text, likelihood in zip(
             split.held_out, texts, _answer_likelihoods(eval_model, split, half), strict=True
         )

@@ -89,8 +89,9 @@ class LoadedRun:
 
     @property
     def is_single_task(self) -> bool:
-        """True if the run is trained on one task."""
-        return len(self.tasks) == 1
+        """True if the run is trained on one task and scored on one."""
+        scored = self.raw_config['evaluation']['tasks'] or self.tasks
+        return len(self.tasks) == len(scored) == 1
 
     @property
     def is_finished(self) -> bool:

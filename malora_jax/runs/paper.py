@@ -30,6 +30,7 @@ class PaperRow:
         single_task: Whether a separate model was trained on each task.
         printed_average: Average that the paper prints, if it differs from the mean of the printed
             scores; else None.
+        source: Label of the row's numbers in reports.
     """
 
     label: str
@@ -39,6 +40,7 @@ class PaperRow:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     single_task: bool = False
     printed_average: float | None = None
+    source: str = 'in the paper'
 
     def adapter_settings(self, **sizes: int) -> dict[str, Any]:
         """Return the complete adapter settings of the row.
@@ -61,11 +63,15 @@ class PaperTable:
         title: Number and subject of the table.
         tasks: Names of the tasks in its columns.
         rows: Rows of the table, by the names that the sweep configs give to their runs.
+        base: Name of the base model of the numbers in the table.
+        shows_all: Whether reports show the rows without a run, too.
     """
 
     title: str
     tasks: tuple[str, ...]
     rows: Mapping[str, PaperRow]
+    base: str = 'LLaMA-2 7B'
+    shows_all: bool = False
 
     def row_of(self, config: Mapping[str, Any]) -> str | None:
         """Return the name of the row that a run belongs to; None if there is no such row.
@@ -95,12 +101,14 @@ class PaperTable:
 
 
 def is_single_task(config: Mapping[str, Any]) -> bool:
-    """Return whether a run is trained on one task.
+    """Return whether a run is trained on one task and scored on one.
 
     Args:
         config: Raw config of the run.
     """
-    return len(config['data']['tasks']) == 1
+    trained = config['data']['tasks']
+    scored = config['evaluation']['tasks'] or trained
+    return len(trained) == len(scored) == 1
 
 
 def _effective_settings(adapter: Mapping[str, Any]) -> dict[str, Any]:

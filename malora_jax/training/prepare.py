@@ -1,6 +1,6 @@
 """Preparation of a run's public datasets, and digests that detect changed data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax import data
@@ -15,7 +15,8 @@ def prepare_datasets(config: Mapping[str, Any]) -> str:
 
     Returns:
         A plain-text summary: the source of each dataset, the number of its rows by split, and the
-        number of rows that were skipped because they are broken.
+        number of rows that were skipped because they are broken. Then the overlap of each test set
+        with each training set, if they share a question.
 
     Raises:
         UserError: The config is invalid, or a dataset cannot be prepared.
@@ -25,7 +26,15 @@ def prepare_datasets(config: Mapping[str, Any]) -> str:
     if not names:
         return 'Nothing to prepare: this config names no public dataset.'
     lines = [_line(name, _prepare_dataset(store, name)) for name in names]
-    return '\n'.join([f'Prepared in {store.directory}, with {store.lock_path.name}:', *lines])
+    overlaps = [_overlap_line(overlap) for overlap in _overlaps(run, names)]
+    return '\n'.join(
+        [
+            f'Prepared in {store.directory}, with {store.lock_path.name}:',
+            *lines,
+            *(['Test questions that are also in a training set, which are kept:'] * bool(overlaps)),
+            *overlaps,
+        ]
+    )
 
 
 def data_digests(run: RunConfig) -> dict[str, Any]:
@@ -51,6 +60,25 @@ def _prepare_dataset(store: data.Store, name: str) -> dict[str, Any]:
     dataset = data.get_dataset(name)
     store.prepare(dataset)
     return store.lock_entry(dataset)
+
+
+def _overlaps(run: RunConfig, names: Sequence[str]) -> list[data.Overlap]:
+    store = run.data.store
+
+    def with_split(split: str, tasks: Sequence[str]) -> list[str]:
+        public = (name for name in tasks if name in names)
+        return [n for n in public if split in store.lock_entry(data.get_dataset(n))['rows']]
+
+    scored = run.evaluation.tasks or run.data.tasks
+    train, test = with_split('train', run.data.tasks), with_split('test', scored)
+    return data.count_overlaps(store, train, test)
+
+
+def _overlap_line(overlap: data.Overlap) -> str:
+    return (
+        f'  {overlap.test}: {overlap.shared:,} of {overlap.questions:,} are in {overlap.train}, '
+        f'{overlap.same_options:,} of them with the same options'
+    )
 
 
 def _line(name: str, lock: Mapping[str, Any]) -> str:

@@ -260,3 +260,23 @@ def test_means_and_intervals():
 @pytest.mark.parametrize('kind', Scoring.__subclasses__())
 def test_every_rule_has_a_function_that_asks_the_model(kind):
     assert runner._answer_task.dispatch(kind) is not runner._answer_task.dispatch(object)
+
+
+def test_the_same_answer_may_have_more_scores():
+    scoring = GenerationScoring('same', 'accuracy', same, more=(('half', half_for_length),))
+    split = TaskSplit(Benchmark('runner_more', scoring), [], [Example('e?', '5', {})], 1000)
+    (answer,) = ask(Scripted(SAYS), [split])
+    assert (answer.score, answer.more) == (1.0, {'half': 1.0})
+    (answer,) = ask(Scripted({'Question: e?\nAnswer:': ['6']}), [split])
+    assert (answer.score, answer.more) == (0.0, {'half': 0.5})
+
+
+def test_the_prompts_of_options_may_differ(asked):
+    options = {'options': (' d', ' d'), 'label': 1, 'prompts': ('e?', 'longer?')}
+    split = TaskSplit(OPTIONS, [], [Example('longer?', ' d', options)], 1000)
+    ask(Scripted(SAYS), [split], template=get_template('bare'))
+    assert [request[:2] for request in asked] == [
+        ('e?', ' d'),
+        ('longer?', ' d'),
+        ('longer?', ' d'),
+    ]

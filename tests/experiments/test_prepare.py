@@ -89,6 +89,22 @@ def test_local_files(tmp_path, sources):
     assert (again.returncode, again.stdout, again.stderr) == (0, expected, '')
 
 
+def test_overlaps_are_told(tmp_path):
+    """A question with other options is another problem; both numbers are told."""
+    rows = {'train': piqa(*range(12)), 'test': [*piqa(3, 20), {**piqa(4)[0], 'sol1': 'those'}]}
+    rows['test'][0]['goal'] = 'Goal  3 '
+    sources = []
+    for split, of_split in rows.items():
+        path = tmp_path / f'{split}.jsonl'
+        path.write_text(''.join(json.dumps(row) + '\n' for row in of_split))
+        sources.append(f'piqa/{split}={path}')
+    told = prepare_datasets(config(directory=str(tmp_path / 'data'), sources=tuple(sources)))
+    assert told.splitlines()[2:] == [
+        'Test questions that are also in a training set, which are kept:',
+        '  piqa: 2 of 3 are in piqa, 1 of them with the same options',
+    ]
+
+
 class HubHandler(http.server.BaseHTTPRequestHandler):
     """Fake hub that answers the client's requests for a repository."""
 

@@ -19,6 +19,14 @@ _PROGRAM = {
     'entry_point': 'twice',
 }
 
+_TEST = {'instruction': ' Ann has 9 pears and eats 2. How many are left? ', 'answer': '7.0'}
+_BLANK = {
+    'sentence': 'The cup fell off the shelf, and the _ broke.',
+    'option1': 'shelf',
+    'option2': 'cup',
+    'answer': '2',
+}
+
 ROWS: dict[str, dict[str, Any]] = {
     'medmcqa': {
         'id': 'x',
@@ -99,7 +107,59 @@ ROWS: dict[str, dict[str, Any]] = {
         'answer_number': 6,
         'equation_solution': '2 * 3 = 6.',
     },
+    'siqa': {
+        'context': 'Ann gave Bob her umbrella.',
+        'question': 'How would Bob feel?',
+        'answerA': 'grateful',
+        'answerB': 'thirsty ',
+        'answerC': 'old',
+        'label': '1',
+    },
+    'hellaswag': {
+        'ind': 4,
+        'activity_label': 'Baking',
+        'ctx_a': 'A cook stirs the dough.',
+        'ctx_b': 'the cook',
+        'ctx': 'A cook stirs the dough. the cook',
+        'endings': ['swims.', 'heats the oven.', 'reads a map.', 'sells a car.'],
+        'label': '1',
+    },
+    'winogrande': _BLANK,
+    'winogrande_six': _BLANK,
+    'aqua': {
+        'question': 'What is 2 + 3?',
+        'options': ['A)4', 'B)5', 'C)6', 'D)7', 'E)8'],
+        'rationale': '2 + 3 = 5. Answer: B',
+        'correct': 'B',
+    },
+    'svamp': {
+        'ID': 'x',
+        'Body': 'Ann has 9 pears and eats 2',
+        'Question': 'How many are left?',
+        'Equation': '( 9.0 - 2.0 )',
+        'Answer': 7.0,
+        'Type': 'Subtraction',
+    },
+    'mawps': {**_TEST, 'input': '', 'output': ''},
+    'addsub': {**_TEST, 'input': '', 'output': '9 - 2 = 8.'},
+    'multiarith': {**_TEST, 'input': '', 'output': '9 - 2 = 7.'},
+    'singleeq': {**_TEST, 'input': '', 'output': '9 - 2 = 7.'},
+    'math_14k': {**_TEST, 'input': '', 'output': '\nA: 9 - 2 = 7. The answer is 7.'},
+    'code_alpaca': {'instruction': 'Sort the list.', 'input': '[2, 1]', 'output': '[1, 2]'},
+    'flan_v2': {'inputs': 'Is ice cold?', 'targets': 'yes', 'task': 'x'},
+    'mmlu': {
+        'question': ' Which one is a prime number? ',
+        'subject': 'number_theory',
+        'choices': ['4', '6', '7', '9'],
+        'answer': 2,
+    },
+    'bbh': {'input': 'Which is cold?\nOptions:\n(A) fire\n(B) ice', 'target': '(B)'},
 }
+
+
+def sample_row(name: str) -> dict[str, Any]:
+    """Return the dataset's row; the tasks of BBH share one, and so do most languages of MGSM."""
+    return ROWS.get(name, ROWS['bbh' if name.startswith('bbh_') else 'mgsm_en'])
 
 
 def row(name: str, **changes: Any) -> Row:

@@ -76,6 +76,13 @@ CONFIGS = {
     'your_tasks': 19_123_200,
     'ultralink_lm': 248_627_200,  # 40 layers of widths 5,120 and 13,824.
     'ultralink_lm_small': 19_123_200,
+    # For each linear: router 8n, shared down-projection 32n, cores 8·32·12, up-projections 8·12·m.
+    'commonsense': 32 * 3 * (136 * 4096 + 3072),
+    'math': 32 * (3 * (136 * 4096 + 3072) + 136 * (4096 + 11008) + 2 * 3072),
+    'code': 36 * (2 * (136 * 4096 + 3072) + 2 * 265_216 + 887_808),
+    'commonsense_small': 5_472_000,
+    'math_small': 30 * (23_232 + 2 * 14_016 + 46_272 + 38_592),
+    'code_small': 30 * (2 * 23_232 + 2 * 14_016 + 38_592),
 }
 
 

@@ -41,7 +41,7 @@ def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None =
     numbers = {group.name: _row(group, baselines) for group in groups}
     model = groups[-1].runs[0].base_identity[0]
     blocks = [
-        _scores(groups, numbers, bool(table)),
+        _scores(groups, numbers, table),
         _averages(groups, numbers, baselines, bool(table)),
         _losses(groups, numbers, baselines),
         *_notes(groups, table),
@@ -76,17 +76,25 @@ def _row(group: SeedGroup, baselines: Sequence[SeedGroup]) -> dict[str, Any]:
     }
 
 
-def _scores(groups: Sequence[SeedGroup], numbers: _Numbers, with_paper: bool) -> Table:
+def _scores(
+    groups: Sequence[SeedGroup], numbers: _Numbers, table: paper.PaperTable | None
+) -> Table:
     rows = []
     for group in groups:
         own = numbers[group.name]
         scores = {**own['tasks'], 'average': own['average']}
         rows.append({'': group.label} | {name: cells.score(each) for name, each in scores.items()})
         if group.paper:
-            rows.append({'': Italic('in the paper')} | _paper_scores(group.paper))
+            rows.append({'': Italic(group.paper.source)} | _paper_scores(group.paper))
     caption = 'Scores in %, each with its 95% interval'
-    if with_paper:
-        caption += '. The numbers of the paper, for LLaMA-2 7B, are in italics'
+    if table:
+        caption += f'. The numbers of the paper, for {table.base}, are in italics'
+    if table and table.shows_all:
+        rows += [
+            {'': Italic(f'{row.label}, {row.source}')} | _paper_scores(row)
+            for name, row in table.rows.items()
+            if name not in numbers
+        ]
     return Table.of(caption, rows)
 
 

@@ -1,4 +1,4 @@
-"""Catalog of the public datasets of the MALoRA paper and of MGSM: their location and row parsers.
+"""Catalog of all public datasets; this file defines those of the MALoRA paper and MGSM.
 
 The Hugging Face hub converts each dataset, whatever its own files or loading script, to Parquet
 files on the branch `refs/convert/parquet`, named CONFIG/SPLIT/0000.parquet and so on. So only the
@@ -16,70 +16,14 @@ scores 4,693 references. That is the cleaned version (Dušek et al. 2019), becau
 version has 42,061 training rows.
 """
 
-import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
 
 from malora_jax.data.datasets import free_form, instructions, multiple_choice
-from malora_jax.data.datasets.item import Item
+from malora_jax.data.datasets.benchmarks import BENCHMARKS
+from malora_jax.data.datasets.dataset import Dataset
 from malora_jax.data.datasets.mgsm import HEADINGS, parse_mgsm, read_mgsm
 from malora_jax.data.datasets.phrasebank import parse_phrasebank, read_phrasebank
-from malora_jax.data.file_rows import Row, read_rows
 from malora_jax.errors import unknown_name
-
-
-def _every(row: Row) -> bool:
-    return True
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset on the Hugging Face hub; local files with the same columns can replace it.
-
-    For example::
-
-        Dataset(
-            'metamathqa', 'meta-math/MetaMathQA', 'default', {'train': 'train'},
-            instructions.pair_parser('query', 'response'), evidence='Columns: the card.',
-        )
-
-    Attributes:
-        name: Name of the dataset in configs.
-        repository: Repository on the hub, OWNER/NAME.
-        config: Name of the dataset's configuration (subset) on the hub.
-        splits: Name of the split on the hub, by our name. Our names are 'train', 'validation' and
-            'test'; a dataset may lack some of these splits.
-        parse: Function that returns the item of a row, or raises `BrokenRowError`.
-        evidence: Sources against which the fields above were verified.
-        read: Function that returns the rows of one file.
-        is_scored: Function that returns whether a row of 'test' is scored; other rows are skipped.
-        multi_reference: Whether `group_answers` merges the 'test' rows with the same question into
-            one item.
-    """
-
-    revision: ClassVar[str] = 'refs/convert/parquet'
-
-    name: str
-    repository: str
-    config: str
-    splits: Mapping[str, str]
-    parse: Callable[[Row], Item]
-    evidence: str
-    read: Callable[[pathlib.Path], Iterator[Row]] = read_rows
-    is_scored: Callable[[Row], bool] = _every
-    multi_reference: bool = False
-
-    @property
-    def patterns(self) -> dict[str, list[str]]:
-        """Glob patterns of the Parquet files on the hub, by our split name.
-
-        The files are on the branch that the class attribute `revision` names.
-        """
-        return {
-            split: [f'{self.config}/{of_hub}/*.parquet'] for split, of_hub in self.splits.items()
-        }
-
 
 _TRAIN = {'train': 'train'}
 _TRAIN_TEST = {'train': 'train', 'test': 'test'}
@@ -237,6 +181,7 @@ _DATASETS = (
         )
         for language in HEADINGS
     ),
+    *BENCHMARKS,
 )
 DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in _DATASETS}
 

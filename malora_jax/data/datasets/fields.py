@@ -65,6 +65,23 @@ def texts(row: Row, name: str, within: str) -> list[str]:
     ]
 
 
+def raw_texts(row: Row, name: str) -> list[str]:
+    """Return a list of texts unchanged, with the white space around them.
+
+    Raises:
+        BrokenRowError: The field is missing or is not a list, or an entry is not text or is empty.
+    """
+    values = _field(row, name)
+    if not isinstance(values, list):
+        raise BrokenRowError(
+            f'{row.location}: field {name!r} is {_describe(values)}; it must be a list of texts.'
+        )
+    return [
+        _checked(row.location, f'entry {number} of {name!r}', value)
+        for number, value in enumerate(values, start=1)
+    ]
+
+
 def index(row: Row, name: str, count: int, hint: str = '') -> int:
     """Return an integer field in the range 0 to count - 1, such as the index of an option.
 
@@ -99,6 +116,21 @@ def whole_number(row: Row, name: str) -> int:
     raise BrokenRowError(
         f'{row.location}: field {name!r} is {_describe(value)}; it must be a whole number.'
     )
+
+
+def number(row: Row, name: str) -> str:
+    """Return a number, stored as a number or as text, as text such as '-2' or '0.5'.
+
+    Raises:
+        BrokenRowError: The field is missing or is not a decimal number.
+    """
+    value = _field(row, name)
+    plain = str(value).strip().replace(',', '')
+    if isinstance(value, bool) or not re.fullmatch(r'-?\d+(\.\d+)?', plain, re.ASCII):
+        raise BrokenRowError(
+            f'{row.location}: field {name!r} is {_describe(value)}; it must be a number.'
+        )
+    return plain
 
 
 def boolean(row: Row, name: str) -> bool:

@@ -17,7 +17,10 @@ for the fields of a row:
 - HumanEval, in both forms: the prompt without the white space around it.
 
 A space at the end of a prompt is moved to the start of the continuation here, which gives the same
-text.
+text. White space around a text of a row is removed in these two forms.
+
+Two other forms are in modules of their own: 'llm_adapters', in which papers train and score on
+commonsense_170k and math_14k, and 'lm_eval', in which scores equal lm-evaluation-harness's.
 
 The forms of these datasets are our own choice:
 
@@ -27,14 +30,23 @@ The forms of these datasets are our own choice:
   an instruction.
 - PhraseBank, which UltraEval does not have, is asked like PIQA, with an instruction.
 - MGSM is asked with the headings of its worked examples in each language.
+- Datasets of `benchmarks.py` are asked like PIQA or GSM8K, with their passage in front: the
+  activity of HellaSwag, the subject of MMLU, the description of a BBH task, or the input of
+  CodeAlpaca. The endings of HellaSwag complete the question, which ends in `ctx_b`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from malora_jax.data.datasets import mgsm
+from malora_jax.data.datasets import lm_eval_form
+from malora_jax.data.datasets.form_parts import (
+    headings,
+    item_example,
+    program_example,
+    question_text,
+)
 from malora_jax.data.datasets.item import Item
+from malora_jax.data.datasets.llm_adapters import llm_adapters
 from malora_jax.data.examples import Example
 from malora_jax.errors import unknown_name
 
@@ -42,13 +54,6 @@ _REQUIREMENT = (
     'Choose and respond with the letter of the correct answer, including the parentheses.'
 )
 _LETTERS = 'ABCDE'
-_ENGLISH = mgsm.Headings('Question:', 'Answer:')
-_HEADINGS = {f'mgsm_{language}': words for language, words in mgsm.HEADINGS.items()}
-# Instructions in front of the item's question.
-_INSTRUCTIONS = {
-    'e2e_nlg': 'Describe the restaurant with these attributes: ',
-    'phrasebank': 'What is the sentiment of this financial news, negative, neutral or positive? ',
-}
 
 
 def completion(name: str, item: Item) -> Example:
@@ -62,14 +67,15 @@ def completion(name: str, item: Item) -> Example:
         An example with the fields that are described at `FORMS`.
     """
     if item.test:
-        return _program(item)
-    heading, ending = _headings(name)
+        return program_example(item)
+    item = _stripped(item)
+    heading, ending = headings(name)
     passage = f'{item.passage}\n' if item.passage else ''
-    question = f'{heading}{_space_after(heading)}{_question(name, item)}\n'
+    question = f'{heading}{_space_after(heading)}{question_text(name, item)}\n'
     options = _listed(item.options) if name == 'medmcqa' else ''
     lead = _space_after(ending)
     continuations = [f'{lead}{text}' for text in item.options or item.answers]
-    return _example(name, item, f'{passage}{question}{options}{ending}', continuations)
+    return item_example(name, item, f'{passage}{question}{options}{ending}', continuations)
 
 
 def sectioned(name: str, item: Item) -> Example:
@@ -85,10 +91,11 @@ def sectioned(name: str, item: Item) -> Example:
         An example with the fields that are described at `FORMS`.
     """
     if item.test:
-        return _program(item)
-    heading, ending = _headings(name)
+        return program_example(item)
+    item = _stripped(item)
+    heading, ending = headings(name)
     sections = [('Context:', item.passage)] if item.passage else []
-    sections.append((heading, _question(name, item)))
+    sections.append((heading, question_text(name, item)))
     continuations = list(item.answers)
     if item.options:
         continuations = [f'({letter})' for letter in _LETTERS[: len(item.options)]]
@@ -96,7 +103,20 @@ def sectioned(name: str, item: Item) -> Example:
         options = '\n'.join(f'{letter} {option}' for letter, option in pairs)
         sections += [('Requirement:', _REQUIREMENT), ('Options:', options)]
     prompt = ''.join(f'{heading}\n{text}\n' for heading, text in sections)
-    return _example(name, item, f'{prompt}{ending}\n', continuations)
+    return item_example(name, item, f'{prompt}{ending}\n', continuations)
+
+
+def lm_eval(name: str, item: Item) -> Example:
+    """Return an example in the form of lm-evaluation-harness; see the module `lm_eval_form`.
+
+    Args:
+        name: Name of the dataset.
+        item: Item of the dataset.
+
+    Returns:
+        An example with the fields that are described at `FORMS`.
+    """
+    return lm_eval_form.lm_eval(name, item) or completion(name, item)
 
 
 PromptForm = Callable[[str, Item], Example]
@@ -105,8 +125,13 @@ PromptForm = Callable[[str, Item], Example]
 # prompt, and its answer is the continuation. For items with options, the metadata has `options`
 # (the continuation for each option) and `label` (the index of the right option). Otherwise the
 # metadata has `answers`, all right continuations. Programs also have `test` and `entry_point`, and
-# MGSM has `language`.
-FORMS: Mapping[str, PromptForm] = {'completion': completion, 'sectioned': sectioned}
+# MGSM has `language`. If the prompts of the options differ, the metadata has them as `prompts`.
+FORMS: Mapping[str, PromptForm] = {
+    'completion': completion,
+    'sectioned': sectioned,
+    'llm_adapters': llm_adapters,
+    'lm_eval': lm_eval,
+}
 
 
 def get_form(name: str) -> PromptForm:
@@ -139,40 +164,25 @@ def with_shots(example: Example, shots: Sequence[Example], separator: str = '\n\
         separator: Text after each shot; by default an empty line, as in UltraEval.
     """
     solved = ''.join(f'{shot.question}{shot.answer}{separator}' for shot in shots)
-    return replace(example, question=solved + example.question)
+    metadata = dict(example.metadata)
+    if 'prompts' in metadata:
+        metadata['prompts'] = tuple(solved + prompt for prompt in metadata['prompts'])
+    return replace(example, question=solved + example.question, metadata=metadata)
 
 
-def _headings(name: str) -> mgsm.Headings:
-    return _HEADINGS.get(name, _ENGLISH)
-
-
-def _question(name: str, item: Item) -> str:
-    mark = '?' if name == 'boolq' and not item.question.endswith('?') else ''
-    return f'{_INSTRUCTIONS.get(name, "")}{item.question}{mark}'
+def _stripped(item: Item) -> Item:
+    """Return the item without the white space around its texts."""
+    return replace(
+        item,
+        question=item.question.strip(),
+        options=tuple(option.strip() for option in item.options),
+        answers=tuple(answer.strip() for answer in item.answers),
+    )
 
 
 def _listed(options: Sequence[str]) -> str:
     lines = (f'{_LETTERS[index]}. {text}\n' for index, text in enumerate(options))
     return f'Options: {"".join(lines)}'
-
-
-def _program(item: Item) -> Example:
-    """Return the example of a programming item, which is the same in both forms.
-
-    The prompt is the beginning of a program. The answer is the rest, which starts on a new line.
-    """
-    answer = f'\n{item.answers[0]}'
-    metadata = {'answers': (answer,), 'test': item.test, 'entry_point': item.entry_point}
-    return Example(item.question.strip(), answer, metadata)
-
-
-def _example(name: str, item: Item, prompt: str, continuations: Sequence[str]) -> Example:
-    metadata: dict[str, Any] = {'answers': tuple(continuations)}
-    if item.options:
-        metadata = {'options': tuple(continuations), 'label': item.label}
-    if name in _HEADINGS:
-        metadata['language'] = name.removeprefix('mgsm_')
-    return Example(prompt, continuations[max(item.label, 0)], metadata)
 
 
 def _space_after(heading: str) -> str:

@@ -34,3 +34,16 @@ def parse_alpaca(row: Row) -> Item:
     """
     parts = [fields.text(row, 'instruction'), fields.optional_text(row, 'input')]
     return Item('\n'.join(filter(None, parts)), answers=(fields.text(row, 'output'),))
+
+
+def parse_code_alpaca(row: Row) -> Item:
+    """Parse `instruction`, `input`, which may be empty, and `output`; the input is the passage.
+
+    Raises:
+        BrokenRowError: The row cannot be used.
+    """
+    return Item(
+        fields.text(row, 'instruction'),
+        fields.optional_text(row, 'input'),
+        answers=(fields.text(row, 'output'),),
+    )

@@ -31,6 +31,7 @@ class Item:
         answers: All right answers; the first one is trained on.
         test: Python source that defines `check(candidate)`; '' = the answer is not a program.
         entry_point: Name of the function that is passed to `check`.
+        opening: First words of a sentence that each option completes; '' = none.
     """
 
     question: str
@@ -40,10 +41,17 @@ class Item:
     answers: tuple[str, ...] = ()
     test: str = ''
     entry_point: str = ''
+    opening: str = ''
 
 
 def choice_item(
-    location: str, question: str, options: Sequence[str], label: int, passage: str = ''
+    location: str,
+    question: str,
+    options: Sequence[str],
+    label: int,
+    passage: str = '',
+    *,
+    is_distinct: bool = True,
 ) -> Item:
     """Return an item of a multiple-choice question.
 
@@ -53,16 +61,20 @@ def choice_item(
         options: Two or more options.
         label: Index of the right option.
         passage: Text that the question is about; '' = none.
+        is_distinct: Whether every other option must differ from the right one. Some published
+            benchmarks score rows in which an option is repeated.
 
     Raises:
         BrokenRowError: There are fewer than two options, or another option equals the right one.
     """
     if len(options) < 2:
         raise BrokenRowError(f'{location} has {len(options)} options; there must be 2 or more.')
-    if options.count(options[label]) > 1:
+    stripped = [option.strip() for option in options]
+    count = stripped.count(stripped[label])
+    if is_distinct and count > 1:
         raise BrokenRowError(
-            f'{location}: the right option ({options[label][:60]!r}) appears '
-            f'{options.count(options[label])} times; all other options must differ from it.'
+            f'{location}: the right option ({stripped[label][:60]!r}) appears {count} times; all '
+            'other options must differ from it.'
         )
     return Item(question, passage, tuple(options), label)
 

@@ -68,12 +68,15 @@ def parse_openbookqa(row: Row) -> Item:
 def parse_piqa(row: Row) -> Item:
     """Parse `goal`, the options `sol1` and `sol2`, and `label`, which is 0 or 1.
 
+    White space around the texts is kept. 118 of the 1,838 rows of validation have some, and the
+    prompts of LLM-Adapters and of lm-evaluation-harness contain it.
+
     Raises:
         BrokenRowError: The row cannot be used.
     """
-    options = [fields.text(row, 'sol1'), fields.text(row, 'sol2')]
+    options = [fields.raw_text(row, 'sol1'), fields.raw_text(row, 'sol2')]
     label = fields.index(row, 'label', len(options), ' (the test split has no labels)')
-    return choice_item(row.location, fields.text(row, 'goal'), options, label)
+    return choice_item(row.location, fields.raw_text(row, 'goal'), options, label)
 
 
 def parse_boolq(row: Row) -> Item:

@@ -18,7 +18,7 @@ from malora_jax.data.datasets import (
 )
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
-from tests.helpers.benchmark_rows import LOCATION, ROWS
+from tests.helpers.benchmark_rows import LOCATION, ROWS, sample_row
 
 REQUIREMENT = (
     'Requirement:\nChoose and respond with the letter of the correct answer, including the '
@@ -27,7 +27,7 @@ REQUIREMENT = (
 
 
 def item(name: str) -> Item:
-    return get_dataset(name).parse(Row(LOCATION, ROWS.get(name, ROWS['mgsm_en'])))
+    return get_dataset(name).parse(Row(LOCATION, sample_row(name)))
 
 
 def example(form: str, name: str) -> Example:
@@ -141,8 +141,13 @@ def test_what_is_needed_to_score(form, name):
     assert metadata.pop('language', '') == name.partition('mgsm_')[2]
     if parsed.options:
         assert asked.answer == metadata['options'][metadata['label']]
+        # The prompts of the options differ only where the harness scores a part of the sentence.
+        prompts = metadata.pop('prompts', [asked.question] * len(parsed.options))
+        assert (len(set(prompts)) > 1) == ((form, name[:10]) == ('lm_eval', 'winogrande'))
+        assert prompts[metadata['label']] == asked.question
         assert set(metadata) == {'options', 'label'}
-        assert len(set(metadata['options'])) == len(parsed.options)
+        texts = {*zip(prompts, metadata['options'], strict=True)}
+        assert len(texts) == len(parsed.options)
     else:
         assert asked.answer == metadata['answers'][0]
         program = {'test', 'entry_point'} if name == 'humaneval' else set()
@@ -177,6 +182,9 @@ def test_texts_are_in_the_prompt_as_they_are(form, question, options, data):
     assert question in asked.question
     if form == 'sectioned':
         assert f'{asked.answer} {options[label]}\n' in asked.question
+    elif form == 'llm_adapters':
+        assert asked.answer == f' the correct answer is answer{label + 1}'
+        assert f'Answer{label + 1}: {options[label]}' in asked.question
     else:
         assert asked.answer == f' {options[label]}'
 
@@ -227,6 +235,14 @@ def test_an_unknown_form():
         ('mgsm_sw', 'sectioned', 'number', 0),
         ('e2e_nlg', 'completion', 'rouge_l', 0),
         ('humaneval', 'sectioned', 'code', 0),
+        ('piqa', 'llm_adapters', 'first_choice', 0),
+        ('gsm8k', 'llm_adapters', 'last_number', 0),
+        ('svamp', 'completion', 'number', 0),
+        ('aqua', 'llm_adapters', 'first_capital', 0),
+        ('aqua', 'completion', 'likelihood', 0),
+        ('mmlu', 'lm_eval', 'likelihood', 5),
+        ('mmlu', 'completion', 'likelihood', 0),
+        ('bbh_snarks', 'lm_eval', 'exact_match', 0),
     ],
 )
 def test_default_scoring(name, form, rule, shots):
