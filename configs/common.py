@@ -75,7 +75,7 @@ def base_config(method_name: str) -> ConfigDict:
     # Directory of an exported adapter or of a LoRA saved by PEFT; several LoRAs, separated by
     # commas, become the experts of a mixture.
     config.training.start_from = ''
-    config.training.router_start = 'random'  # Routers of several LoRAs; or 'arrow'.
+    config.training.router_start = 'random'  # Routers of several LoRAs; or 'arrow', 'tasks'.
 
     # Number of devices along each mesh axis; -1 = all remaining devices.
     config.mesh = ConfigDict()

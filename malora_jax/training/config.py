@@ -163,7 +163,7 @@ class RunConfig:
             'at least 1 if training.evaluate_every is not 0',
         )
         files = [task.name for task in self.data.file_tasks]
-        self.training.check_start(self.adapter)
+        self.training.check_start(self.adapter, len(self.data.trained_tasks))
         for task in self.evaluation.tasks:
             check_task('evaluation.tasks', task, files)
         for task in data.dataset_settings(self.data.form, self.data.task_settings):

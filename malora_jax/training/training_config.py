@@ -9,7 +9,7 @@ from malora_jax.models.decoder import REMAT_POLICIES
 from malora_jax.training.checks import check_field, check_min
 
 # Initial routers of experts that start from several LoRAs.
-ROUTER_STARTS = ('random', 'arrow')
+ROUTER_STARTS = ('random', 'arrow', 'tasks')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,9 @@ class TrainingConfig:
             LoRA computes the same update as the LoRA at first. Several directories of LoRAs,
             separated by commas, initialize one expert each, in the order of the experts.
         router_start: Initial routers of experts that start from several LoRAs, one of
-            `ROUTER_STARTS`: 'random'; or 'arrow', for each expert the direction of the inputs that
-            its LoRA changes most (Arrow, arXiv 2405.11157).
+            `ROUTER_STARTS`: 'random'; 'arrow', for each expert the direction of the inputs that its
+            LoRA changes most (Arrow, arXiv 2405.11157); or 'tasks', such that the tokens of the
+            i-th task choose the i-th expert.
         skip_nonfinite: Maximum number of consecutive steps that are skipped because their loss or
             gradient is not finite. The run stops at the next such step.
 
@@ -85,11 +86,12 @@ class TrainingConfig:
         """Directories of `start_from`."""
         return tuple(each.strip() for each in self.start_from.split(',')) if self.start_from else ()
 
-    def check_start(self, adapter: AdapterConfig) -> None:
+    def check_start(self, adapter: AdapterConfig, num_tasks: int) -> None:
         """Check that the run's adapter can start as `start_from` and `router_start` describe.
 
         Args:
             adapter: Adapter configuration of the run.
+            num_tasks: Number of tasks that are trained on.
 
         Raises:
             UserError: `start_from` names several LoRAs and the adapter has no expert for each of
@@ -119,11 +121,23 @@ class TrainingConfig:
             '() if training.start_from names several LoRAs, each of which adapts all layers',
         )
         check_field(
-            self.router_start == 'random' or (has_loras and adapter.router.scores == 'absolute'),
+            self.router_start != 'arrow' or (has_loras and adapter.router.scores == 'absolute'),
             'training.router_start',
             self.router_start,
             "'random' unless training.start_from names several LoRAs and adapter.scores is "
             "'absolute': the sign of a direction is arbitrary",
+        )
+        check_field(
+            self.router_start != 'tasks'
+            or (
+                has_loras
+                and adapter.router.scores == 'softmax'
+                and num_tasks == adapter.num_experts
+            ),
+            'training.router_start',
+            self.router_start,
+            "'random' unless training.start_from names a LoRA for each task that is trained on, in "
+            "the same order, and adapter.scores is 'softmax'",
         )
         starts_at_zero = type(structure) is IndependentExperts and not self.start_from
         check_field(

@@ -29,6 +29,7 @@ from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.setup import Setup, build_setup
 from malora_jax.training.state import TrainState
 from malora_jax.training.svd_start import svd_start
+from malora_jax.training.task_routers import start_task_routers
 from malora_jax.training.train_loop import train_steps
 from malora_jax.training.warm_start import warm_start
 from malora_jax.training.workdir import RunDirectory, check_base, open_run_directory
@@ -166,7 +167,8 @@ def set_start(setup: Setup, state: TrainState, directory: RunDirectory) -> Train
         trained = [cloud_storage.localize(address) for address in training.start_directories]
         if len(trained) == 1:
             return warm_start(trained[0], state, setup.model, setup.base)
-        return start_experts(trained, state, setup.model, setup.base, training.router_start)
+        state = start_experts(trained, state, setup.model, setup.base, training.router_start)
+        return start_task_routers(state, setup) if training.router_start == 'tasks' else state
     if isinstance(setup.run.adapter.structure, GOAT):
         return svd_start(state, setup.model, setup.base.params)
     return state

@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from malora_jax.adapters import method
+from malora_jax.adapters.alignment import TaskMoments, task_moments
 from malora_jax.adapters.settings import settings_of
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.analysis.adapter_weights import read_adapter
@@ -18,7 +19,9 @@ from malora_jax.export.peft import write_peft
 from malora_jax.models import Decoder
 from malora_jax.training import run_config, train
 from malora_jax.training.lora_experts import leading_directions, start_experts
+from malora_jax.training.setup import build_setup
 from malora_jax.training.state import TrainState, initial_variables
+from malora_jax.training.task_routers import add_moments, discriminants, start_task_routers
 from tests.export.helpers import TOKENS, restored_model, tiny_base
 from tests.helpers.models import logits_of, random_variables, small_method, tiny_model
 from tests.helpers.runs import STEPS, toy_run_config
@@ -235,6 +238,68 @@ def test_routers_and_experts_train_together(base, loras, tmp_path):
     )
 
 
+# Routers from tasks.
+
+
+def test_discriminants_are_those_of_each_layer_by_hand():
+    rng = np.random.default_rng(0)
+    tokens, mean, variance = (
+        rng.integers(5, 9, (2, 3)),
+        rng.normal(size=(2, 3, 6)),
+        rng.uniform(0.5, 2, (2, 3, 6)),
+    )
+    variance[:, :, 4] = 0
+    found_LQG = discriminants(TaskMoments(tokens, mean, variance))
+    for layer in range(2):
+        pooled = np.average(variance[layer], axis=0, weights=tokens[layer])
+        kept = pooled > 0
+        inverse = np.linalg.inv(np.diag(pooled[kept]))
+        center = mean[layer].mean(axis=0)[kept]
+        for task in range(3):
+            offset = mean[layer, task][kept] - center
+            offset -= center * (center @ inverse @ offset) / (center @ inverse @ center)
+            np.testing.assert_allclose(found_LQG[layer, kept, task], inverse @ offset)
+        np.testing.assert_allclose(center @ found_LQG[layer, kept], 0, atol=1e-12)
+        assert not np.any(found_LQG[layer, ~kept])
+
+
+def test_routers_from_tasks_choose_the_expert_of_the_task(base, loras, tmp_path):
+    settings = toy_run_config(
+        base[1],
+        'molora',
+        adapter__num_experts=2,
+        adapter__top_k=1,
+        adapter__rank=8,
+        adapter__frozen=('down', 'up'),
+        training__start_from=','.join(map(str, directories(loras)[:2])),
+        training__router_start='tasks',
+    )
+    setup = build_setup(run_config(settings), base[0])
+    two = {name: loras[name] for name in ('low', 'stable')}
+    experts = started(setup.model, base, two, variables=initial_variables(setup.model, 0))
+    shares = []
+    for state in (experts, start_task_routers(experts, setup)):
+        sums = setup.held_out_routing(state.variables(base[0].params))
+        load_GE = sum(each.load.sum(axis=0) for each in sums.values())
+        shares.append(load_GE / load_GE.sum(axis=1, keepdims=True))
+    random, found = shares
+    # The tasks differ in few of their tokens: one copies the digits that the other one reverses.
+    assert np.trace(found) > np.trace(random) + 0.1
+    assert np.diag(found).min() > 0.54
+
+
+def test_moments_of_batches_add_up_to_those_of_all_tokens():
+    rng = np.random.default_rng(0)
+    x_NQ, groups_NG = rng.normal(size=(30, 4)), np.eye(2)[rng.integers(0, 2, 30)]
+    parts = [
+        jax.tree.map(lambda each: np.asarray(each)[None], task_moments(x_NQ[rows], groups_NG[rows]))
+        for rows in (slice(0, 11), slice(11, None))
+    ]
+    whole = task_moments(x_NQ, groups_NG)
+    for found, expected in zip(add_moments(*parts), whole, strict=True):
+        np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
+
+
 # Messages.
 
 
@@ -268,6 +333,23 @@ def test_routers_and_experts_train_together(base, loras, tmp_path):
             {'training__router_start': 'arrow', 'training__start_from': 'a,b,c,d'},
             "training.router_start is 'arrow'; it must be 'random' unless training.start_from "
             "names several LoRAs and adapter.scores is 'absolute'",
+        ),
+        *(
+            (
+                {'training__router_start': 'tasks'} | changes,
+                "training.router_start is 'tasks'; it must be 'random' unless training.start_from "
+                'names a LoRA for each task that is trained on, in the same order, and '
+                "adapter.scores is 'softmax'.",
+            )
+            for changes in (
+                {},
+                {'training__start_from': 'a,b,c,d'},
+                {
+                    'training__start_from': 'a,b',
+                    'adapter__num_experts': 2,
+                    'adapter__scores': 'absolute',
+                },
+            )
         ),
         (
             {'adapter__frozen': ('down', 'up')},
