@@ -72,7 +72,10 @@ def base_config(method_name: str) -> ConfigDict:
     # Maximum number of consecutive steps that are skipped because the loss or the gradient is not
     # finite; 0 = stop at the first such step.
     config.training.skip_nonfinite = 0
-    config.training.start_from = ''  # Directory of an exported adapter or of a LoRA saved by PEFT.
+    # Directory of an exported adapter or of a LoRA saved by PEFT; several LoRAs, separated by
+    # commas, become the experts of a mixture.
+    config.training.start_from = ''
+    config.training.router_start = 'random'  # Routers of several LoRAs; or 'arrow', 'tasks'.
 
     # Number of devices along each mesh axis; -1 = all remaining devices.
     config.mesh = ConfigDict()

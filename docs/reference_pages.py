@@ -17,6 +17,7 @@ from malora_jax.commands import COMMANDS
 from malora_jax.distributed.mesh import MeshConfig
 from malora_jax.training import config as config_lib
 from malora_jax.training.data_config import DataConfig
+from malora_jax.training.training_config import TrainingConfig
 from malora_jax.ultralink.stages import STAGES
 
 SECTIONS = {
@@ -24,7 +25,7 @@ SECTIONS = {
     'adapter': AdapterSettings,
     'data': DataConfig,
     'optimizer': config_lib.OptimizerConfig,
-    'training': config_lib.TrainingConfig,
+    'training': TrainingConfig,
     'evaluation': config_lib.EvaluationConfig,
     'mesh': MeshConfig,
 }

@@ -1,7 +1,8 @@
 """Tables of the documentation about the use of trained models, from stored results and plans."""
 
 import functools
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,6 +11,8 @@ from configs import intra_domain, ultralink_lm
 from docs.records import load
 from docs.tables_training import comparison_groups, comparison_values
 from malora_jax import markdown
+from malora_jax.analysis import cells
+from malora_jax.statistics import average_interval, paired_bootstrap
 from malora_jax.training import run_config
 from malora_jax.training.memory_estimate import (
     format_estimates,
@@ -46,6 +49,42 @@ def starts_from_lora() -> str:
         found = measured[key]
         table.append([label, *(f'{found[name]:.4f}' if name in found else '' for name in models)])
     return markdown.table(table)
+
+
+def combined_loras() -> str:
+    """Return the table of ways to combine LoRAs of single tasks, next to joint training."""
+    runs = load('combine_loras')['values']['runs']
+    oracle = runs['oracle']
+    head = ['', 'trained parameters', 'steps', 'loss', 'more than the oracle', 'right, %']
+    rows = [head]
+    for name, run in runs.items():
+        losses, scores = run['losses'], run['scores']
+        difference = paired_bootstrap(losses, oracle['losses'])
+        rows.append(
+            [
+                run['description'],
+                f'{run["trained"]:,}',
+                f'{run["steps"]}',
+                cells.loss(_mean(losses), average_interval(losses)),
+                '' if name == 'oracle' else cells.loss_difference(difference),
+                cells.score((_mean(scores), average_interval(scores))),
+            ]
+        )
+    return markdown.table(rows)
+
+
+def combined_loras_by_task() -> str:
+    """Return the table of the loss on each task of combined LoRAs, next to joint training."""
+    runs = load('combine_loras')['values']['runs'].values()
+    rows = [['loss', *(run['description'] for run in runs)]]
+    for task in next(iter(runs))['losses']:
+        rows.append([task, *(cells.loss(_mean({task: run['losses'][task]})) for run in runs)])
+    return markdown.table(rows)
+
+
+def _mean(values: Mapping[str, Sequence[float]]) -> float:
+    """Return the mean over tasks of each task's mean."""
+    return statistics.mean(statistics.mean(of_task) for of_task in values.values())
 
 
 def quantized_quickstart() -> str:
@@ -154,6 +193,8 @@ def ultralink_advice() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     'static export': static_export,
     'starts from lora': starts_from_lora,
+    'combined loras': combined_loras,
+    'combined loras by task': combined_loras_by_task,
     'quantized quickstart': quantized_quickstart,
     'kills by activity': kills_by_activity,
     'quickstart cost': quickstart_cost,

@@ -14,7 +14,7 @@ from malora_jax.adapters.goat import GOAT
 from malora_jax.adapters.heads import MultiHeadLoRA
 from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.adapters.routers import BALANCE_BIAS, RouterConfig
-from malora_jax.adapters.structures import DoRA
+from malora_jax.adapters.structures import DoRA, IndependentExperts
 from malora_jax.adapters.task_experts import TaskExperts
 
 # Linear layers of a transformer layer that can be adapted.
@@ -253,8 +253,12 @@ class AdapterConfig:
             'a proper subset of the parameters, so that at least one is trained',
         )
         last = self.structure.factors[-1]
+        # The experts of a run may start from trained LoRAs; see `TrainingConfig.check_start`.
+        may_start_trained = type(self.structure) is IndependentExperts and self.has_router
         require(
-            last not in self.frozen or isinstance(self.structure, DoRA | GOAT | MultiHeadLoRA),
+            last not in self.frozen
+            or may_start_trained
+            or isinstance(self.structure, DoRA | GOAT | MultiHeadLoRA),
             'frozen',
             self.frozen,
             f'without {last!r}, which starts at zero: the update would stay zero',

@@ -50,9 +50,10 @@ class RouterConfig:
             'renormalized', these scores scaled to sum to one; or 'equal', 1/K each.
         balance_weight: Coefficient of the load-balancing loss; 0.01 in the paper's tables.
         scores: Scores of the experts, a key of `scores.SCORES`: 'softmax' of the logits, as in the
-            paper; 'sigmoid' of each logit; 'threshold', the softmax minus a trained threshold, for
-            the experts that are above it; or 'magnitude', the absolute value of each entry
-            of A x, for which the router has no weight.
+            paper; 'absolute', the softmax of their absolute values; 'sigmoid' of each logit;
+            'threshold', the softmax minus a trained threshold, for the experts that are above it;
+            or 'magnitude', the absolute value of each entry of A x, for which the router has no
+            weight.
         sum_to_k: Whether renormalized or equal gates are multiplied by K, so that they sum to K.
         bias_rate: Change of the balancing bias per step, u: see `load_balancing`. 0 for no bias.
         samples: Number of independent selections that a training step samples for each token; 0 if
@@ -103,7 +104,7 @@ class RouterConfig:
                 self.samples,
                 '0, or at least 2: the router learns from differences between samples',
             )
-        if self.scores != 'softmax' and self.gates == 'softmax':
+        if self.scores not in ('softmax', 'absolute') and self.gates == 'softmax':
             raise errors.out_of_range(
                 'adapter.renormalize',
                 False,

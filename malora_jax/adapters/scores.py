@@ -46,6 +46,13 @@ def _softmax(
     return Scores(probability_NE, probability_NE, _add(probability_NE, bias_NE))
 
 
+def _absolute(
+    logits_NE: jax.Array, bias_NE: jax.Array | None, is_available_NE: jax.Array | None
+) -> Scores:
+    """Arrow (arXiv 2405.11157): the sign of a singular vector, and of its logit, is arbitrary."""
+    return _softmax(jnp.abs(logits_NE), bias_NE, is_available_NE)
+
+
 def _sigmoid(
     logits_NE: jax.Array, bias_NE: jax.Array | None, is_available_NE: jax.Array | None
 ) -> Scores:
@@ -90,6 +97,7 @@ def _add(values_NE: jax.Array, bias_NE: jax.Array | None) -> jax.Array:
 # Scores by the value of `adapter.scores`.
 SCORES: dict[str, Callable[[jax.Array, jax.Array | None, jax.Array | None], Scores]] = {
     'softmax': _softmax,
+    'absolute': _absolute,
     'sigmoid': _sigmoid,
     'threshold': _threshold,
     'magnitude': _magnitude,

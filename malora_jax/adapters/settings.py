@@ -90,9 +90,10 @@ class AdapterSettings:
         alignment_weight: Coefficient of the alignment loss, which brings the down-projected inputs
             of different tasks closer to each other (Align-LoRA, arXiv 2508.05078); 0 for none.
         scores: Scores by which the router chooses experts, and which become gates: 'softmax' of the
-            logits; 'sigmoid' of each logit (SMoRA); 'threshold', the softmax minus a trained
-            threshold, for the experts that are above it (AdaMoLE); or 'magnitude', the absolute
-            value of each entry of A x, without a router weight (FlyLoRA).
+            logits; 'absolute', the softmax of their absolute values (Arrow); 'sigmoid' of each
+            logit (SMoRA); 'threshold', the softmax minus a trained threshold, for the experts that
+            are above it (AdaMoLE); or 'magnitude', the absolute value of each entry of A x, without
+            a router weight (FlyLoRA).
         gates_sum_to_k: Whether the gates, with `renormalize` or `equal_gates`, sum to K instead of
             one, so that their mean over the chosen experts is one (SMoRA, FlyLoRA).
         bias_rate: Change per step of a bias that balances the load of the experts without a

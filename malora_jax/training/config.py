@@ -10,10 +10,10 @@ from malora_jax.adapters.base_structure import PARAMETER_KINDS
 from malora_jax.adapters.settings import settings_of, with_tasks
 from malora_jax.distributed.mesh import MeshConfig
 from malora_jax.models import ModelConfig, attention_backends
-from malora_jax.models.decoder import REMAT_POLICIES
 from malora_jax.models.loading.base_model import model_config
 from malora_jax.training.checks import check_field, check_min, check_positive
 from malora_jax.training.data_config import DataConfig, check_task
+from malora_jax.training.training_config import TrainingConfig
 
 SCHEDULES = ('cosine', 'linear')
 Section = TypeVar('Section')
@@ -69,68 +69,6 @@ class OptimizerConfig:
         check_min(0, 'optimizer', self, 'weight_decay')
         if self.schedule not in SCHEDULES:
             raise errors.unknown_name('optimizer.schedule', self.schedule, SCHEDULES)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """Settings of the training loop: its length, checkpoints, memory use and early stopping.
-
-    Attributes:
-        steps: Number of optimizer steps; 0 = computed from `epochs`.
-        epochs: Number of epochs; 0 = set by `steps`. In one epoch, as many examples are drawn as
-            all tasks have together. Before training, the examples are packed into rows as in
-            training, to count how many steps the epochs need.
-        checkpoint_every: Number of steps between checkpoints. Another one is saved at the end.
-        keep_checkpoints: Number of newest checkpoints to keep, in addition to the best one.
-        accumulate: Gradient accumulation: number of micro-batches of `data.batch_size` rows per
-            optimizer step.
-        remat: Rematerialization (gradient checkpointing), which recomputes activations in the
-            backward pass instead of saving them. 'light' recomputes those between linear layers,
-            'full' all activations of a transformer layer, 'none' nothing.
-        evaluate_every: Number of steps between evaluations of the validation loss; 0 = never. The
-            checkpoint with the lowest validation loss is kept, and scored at the end.
-        patience: Early stopping: number of consecutive evaluations without a lower validation loss
-            after which the run ends; 0 = no early stopping.
-        start_from: Directory of an exported adapter, or of a LoRA saved by `peft`, whose values
-            initialize the adapter; '' = random initialization. A mixture that is initialized from a
-            LoRA computes the same update as the LoRA at first.
-        skip_nonfinite: Maximum number of consecutive steps that are skipped because their loss or
-            gradient is not finite. The run stops at the next such step.
-
-    Raises:
-        UserError: A value has the wrong type, is out of range, or contradicts another value.
-    """
-
-    steps: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    accumulate: int = 1
-    remat: str = 'light'
-    evaluate_every: int = 0
-    patience: int = 0
-    epochs: float = 0.0
-    start_from: str = ''
-    skip_nonfinite: int = 0
-
-    def __post_init__(self):
-        errors.check_types('training', self)
-        check_min(1, 'training', self, 'checkpoint_every', 'keep_checkpoints', 'accumulate')
-        counts = ('steps', 'epochs', 'evaluate_every', 'patience', 'skip_nonfinite')
-        check_min(0, 'training', self, *counts)
-        if self.remat not in REMAT_POLICIES:
-            raise errors.unknown_name('training.remat', self.remat, REMAT_POLICIES)
-        check_field(
-            (self.steps > 0) != (self.epochs > 0),
-            'training.steps',
-            self.steps,
-            f'at least 1 if training.epochs is 0, otherwise 0 (training.epochs is {self.epochs})',
-        )
-        check_field(
-            self.patience == 0 or self.evaluate_every > 0,
-            'training.patience',
-            self.patience,
-            '0 if training.evaluate_every is 0',
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +163,7 @@ class RunConfig:
             'at least 1 if training.evaluate_every is not 0',
         )
         files = [task.name for task in self.data.file_tasks]
+        self.training.check_start(self.adapter, len(self.data.trained_tasks))
         for task in self.evaluation.tasks:
             check_task('evaluation.tasks', task, files)
         for task in data.dataset_settings(self.data.form, self.data.task_settings):

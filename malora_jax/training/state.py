@@ -1,6 +1,7 @@
 """The training state: step, adapter and optimizer state, without the frozen base model."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.traverse_util import unflatten_dict
 
+from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
@@ -41,6 +44,28 @@ class TrainState(struct.PyTreeNode):
             'adapter': self.adapter,
             'adapter_frozen': self.adapter_frozen,
         }
+
+    def leaves(self) -> dict[str, jax.Array]:
+        """Return all leaves of the adapter by path, such as 'layers/attention/q/up'."""
+        return {
+            path: leaf
+            for name in ADAPTER_COLLECTIONS
+            for path, leaf in named_leaves(getattr(self, name))
+        }
+
+    def replace_leaves(self, leaves: Mapping[str, Any]) -> 'TrainState':
+        """Return a state with other values of some leaves of the adapter.
+
+        Args:
+            leaves: New values by path, as in `leaves`.
+        """
+        trees = {name: dict(named_leaves(getattr(self, name))) for name in ADAPTER_COLLECTIONS}
+        return self.replace(
+            **{
+                name: unflatten_dict({path: leaves.get(path, tree[path]) for path in tree}, sep='/')
+                for name, tree in trees.items()
+            }
+        )
 
 
 def create_state(

@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from flax.traverse_util import unflatten_dict
 
 from malora_jax import files
 from malora_jax.adapters.goat import GOAT, SingularDirections, singular_directions
-from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves, parent_module
+from malora_jax.adapters.trees import parent_module
 from malora_jax.distributed import hosts, sharding
 from malora_jax.export.fingerprints import base_fingerprint
 from malora_jax.models import Decoder
@@ -64,15 +63,9 @@ def svd_start(state: TrainState, model: Decoder, params: Any) -> TrainState:
     seconds = time.perf_counter() - start_time
     hosts.print_on_first(f'Singular directions of {kernels} kernels: {seconds:.1f} s ({cache}).')
 
-    def place(path: str, fresh: jax.Array) -> jax.Array:
-        return jax.device_put(found[path], fresh.sharding) if path in found else fresh
-
-    trees = {name: dict(named_leaves(getattr(state, name))) for name in ADAPTER_COLLECTIONS}
-    return state.replace(
-        **{
-            name: unflatten_dict({path: place(path, leaf) for path, leaf in tree.items()}, sep='/')
-            for name, tree in trees.items()
-        }
+    fresh = state.leaves()
+    return state.replace_leaves(
+        {path: jax.device_put(leaf, fresh[path].sharding) for path, leaf in found.items()}
     )
 
 

@@ -19,6 +19,7 @@ from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.goodput import GoodputRecorder
 from malora_jax.training.identity import RunIdentity
+from malora_jax.training.lora_experts import start_experts
 from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.plan import count_parameters
 from malora_jax.training.preemption import PreemptionWatcher, watch_preemption
@@ -28,6 +29,7 @@ from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.setup import Setup, build_setup
 from malora_jax.training.state import TrainState
 from malora_jax.training.svd_start import svd_start
+from malora_jax.training.task_routers import start_task_routers
 from malora_jax.training.train_loop import train_steps
 from malora_jax.training.warm_start import warm_start
 from malora_jax.training.workdir import RunDirectory, check_base, open_run_directory
@@ -158,11 +160,15 @@ def set_start(setup: Setup, state: TrainState, directory: RunDirectory) -> Train
     Raises:
         UserError: `training.start_from` has no adapter that fits this run and its base model.
     """
-    start_from = setup.run.training.start_from
+    training = setup.run.training
     if directory.step:
         return state
-    if start_from:
-        return warm_start(cloud_storage.localize(start_from), state, setup.model, setup.base)
+    if training.start_from:
+        trained = [cloud_storage.localize(address) for address in training.start_directories]
+        if len(trained) == 1:
+            return warm_start(trained[0], state, setup.model, setup.base)
+        state = start_experts(trained, state, setup.model, setup.base, training.router_start)
+        return start_task_routers(state, setup) if training.router_start == 'tasks' else state
     if isinstance(setup.run.adapter.structure, GOAT):
         return svd_start(state, setup.model, setup.base.params)
     return state

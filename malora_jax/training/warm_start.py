@@ -11,7 +11,6 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.base_structure import PARAMETER_KINDS, StartsFromLoRA
@@ -48,14 +47,13 @@ def warm_start(
         UserError: The directory holds no adapter, or its adapter does not fit this run or its base
             model.
     """
-    leaves, scale = _load_trained(directory, model, base)
+    leaves, scale = load_trained(directory, model, base)
     adapter = model.adapter
     assert adapter is not None
-    fresh = {name: dict(named_leaves(getattr(state, name))) for name in ADAPTER_COLLECTIONS}
-    ours = {path: leaf for tree in fresh.values() for path, leaf in tree.items()}
-    _check_targets(directory, ours, leaves)
+    ours = state.leaves()
+    check_targets(directory, ours, leaves)
     is_lora_run = isinstance(adapter.structure, IndependentExperts) and not adapter.has_router
-    if _is_lora(leaves) and not is_lora_run:
+    if is_lora(leaves) and not is_lora_run:
         new_leaves = _mixture_from_lora(directory, adapter, ours, leaves, scale)
     else:
         new_leaves = {
@@ -67,16 +65,15 @@ def warm_start(
                 f'training.start_from: {directory} has {min(leaves)}, which this method lacks; '
                 'choose the method that the adapter was trained with.'
             )
-    return state.replace(
-        **{
-            name: unflatten_dict({path: new_leaves[path] for path in tree}, sep='/')
-            for name, tree in fresh.items()
-        }
-    )
+    return state.replace_leaves(new_leaves)
 
 
-def _is_lora(leaves: Mapping[str, np.ndarray]) -> bool:
-    """Return whether the leaves are those of a plain LoRA: the two projections of one expert."""
+def is_lora(leaves: Mapping[str, np.ndarray]) -> bool:
+    """Return whether the leaves are those of a plain LoRA: the two projections of one expert.
+
+    Args:
+        leaves: Leaves by path.
+    """
     return all(
         path.rsplit('/', 1)[-1] in IndependentExperts.factors and leaf.shape[1] == 1
         for path, leaf in leaves.items()
@@ -110,11 +107,7 @@ def _mixture_from_lora(
         )
     down, _ = IndependentExperts.factors
     rank = max(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith(f'/{down}'))
-    if rank > adapter.structure.rank:
-        raise UserError(
-            f'training.start_from: {directory} holds a LoRA of rank {rank}; adapter.rank must be '
-            f'at least that, not {adapter.structure.rank}.'
-        )
+    check_rank(directory, rank, adapter)
     new_leaves: dict[str, jax.Array] = {}
     for linear in dict.fromkeys(path.rpartition('/')[0] for path in ours):
         fresh = {name: ours[f'{linear}/{name}'] for name in adapter.leaf_names}
@@ -169,10 +162,15 @@ def _experts_from_lora(
     return leaves
 
 
-def _load_trained(
+def load_trained(
     directory: pathlib.Path, model: Decoder, base: LoadedBase
 ) -> tuple[dict[str, np.ndarray], float]:
     """Load a trained adapter.
+
+    Args:
+        directory: Directory of an exported adapter, or of an adapter that `peft` saved.
+        model: Decoder of the run, with its adapter.
+        base: Frozen base model.
 
     Returns:
         The leaves by path, and the scale by which the update is multiplied.
@@ -204,14 +202,42 @@ def _load_trained(
     return leaves, trained.model.adapter.scale if trained.model.adapter else 1.0
 
 
-def _check_targets(
-    directory: pathlib.Path, ours: dict[str, Any], leaves: dict[str, np.ndarray]
+def check_targets(
+    directory: pathlib.Path, ours: Mapping[str, Any], leaves: Mapping[str, np.ndarray]
 ) -> None:
+    """Check that a trained adapter adapts the same linear layers as the run's adapter.
+
+    Args:
+        directory: Directory of the trained adapter, for the message.
+        ours: Leaves of the run's adapter, by path.
+        leaves: Leaves of the trained adapter, by path.
+
+    Raises:
+        UserError: The linear layers differ.
+    """
     targets, theirs = ({path.split('/')[-2] for path in tree} for tree in (ours, leaves))
     if targets != theirs:
         raise UserError(
             f'training.start_from: {directory} adapts {", ".join(sorted(theirs))}; '
             f'adapter.targets must be the same, not {", ".join(sorted(targets))}.'
+        )
+
+
+def check_rank(directory: pathlib.Path, rank: int, adapter: AdapterConfig) -> None:
+    """Check that a trained LoRA fits into an expert of the run.
+
+    Args:
+        directory: Directory of the LoRA, for the message.
+        rank: Rank of the LoRA.
+        adapter: Adapter configuration of the run.
+
+    Raises:
+        UserError: The experts have a lower rank.
+    """
+    if rank > adapter.structure.rank:
+        raise UserError(
+            f'training.start_from: {directory} holds a LoRA of rank {rank}; adapter.rank must be '
+            f'at least that, not {adapter.structure.rank}.'
         )
 
 

@@ -71,6 +71,8 @@ OPTIONS = {
     'balance_bias_dispatch': ('molora_dispatch', dict(bias_rate=0.1)),
     'gates_sum_to_k': ('malora', dict(renormalize=True, gates_sum_to_k=True)),
     'sigmoid': ('molora', dict(scores='sigmoid', renormalize=True)),
+    'absolute': ('molora', dict(scores='absolute', renormalize=True)),
+    'absolute_dispatch': ('molora_dispatch', dict(scores='absolute')),
     'sparse_threshold': ('adamole', dict(top_k=3)),
     'bias_in_gates': ('smora', dict(bias_in_gates=True)),
     'bias_in_softmax_gates': ('malora', dict(bias_rate=0.1, bias_in_gates=True)),

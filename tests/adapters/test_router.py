@@ -47,6 +47,18 @@ def test_gates_equal_the_equation(renormalize):
         assert np.all(np.asarray(routing.gates).sum(axis=1) < 1)
 
 
+def test_gates_of_arrow_are_a_softmax_over_the_k_largest_absolute_logits():
+    logits_NE = np.random.default_rng(0).normal(size=(40, 8))
+    config = routers.RouterConfig(3, gates='renormalized', scores='absolute')
+    for gates_E, logits_E in zip(
+        config.route(jnp.asarray(logits_NE)).gates, logits_NE, strict=True
+    ):
+        top_K = np.argsort(-abs(logits_E))[:3]
+        expected = np.zeros(8)
+        expected[top_K] = reference.softmax(abs(logits_E[top_K]))
+        np.testing.assert_allclose(gates_E, expected, rtol=1e-5)
+
+
 def test_equal_gates_choose_as_the_router_does_and_learn_from_balance_alone():
     x_ND, router_DE, routing = routed()
     equal = route(logits(x_ND, router_DE), 2, 'equal')
@@ -109,7 +121,7 @@ def test_a_bias_changes_the_choice_but_not_the_gates_of_an_expert():
     np.testing.assert_array_equal(biased.probabilities, plain.probabilities)
 
 
-@pytest.mark.parametrize('scores', ['softmax', 'sigmoid', 'magnitude'])
+@pytest.mark.parametrize('scores', ['softmax', 'absolute', 'sigmoid', 'magnitude'])
 def test_gates_with_the_bias_are_the_scores_that_choose(scores):
     logits_NE, bias_E = np.random.default_rng(0).normal(size=(40, 8)), np.arange(8) / 20
     config = routers.RouterConfig(
@@ -119,6 +131,7 @@ def test_gates_with_the_bias_are_the_scores_that_choose(scores):
     for gates, logits_E in zip(routing.gates, logits_NE, strict=True):
         choice = {
             'softmax': reference.softmax(logits_E) + bias_E,
+            'absolute': reference.softmax(abs(logits_E)) + bias_E,
             'sigmoid': 1 / (1 + np.exp(-logits_E)) + bias_E,
             'magnitude': abs(logits_E + bias_E),
         }[scores]

@@ -8,19 +8,26 @@ import sys
 import pytest
 
 from malora_jax import files
+from malora_jax.export.peft import write_peft
+from malora_jax.models import preset
+from malora_jax.models.loading.base_model import load_base
+from tests.export.helpers import restored_model
+from tests.helpers.models import random_variables, small_method, tiny_model
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.devices
 
 
-def start(weights, workdir, devices: int, stop_after: int = 99, **mesh: int):
+def start(
+    weights, workdir, devices: int, stop_after: int = 99, method='malora', changes=None, **mesh: int
+):
     """Start a run of six steps, killed after step `stop_after`; `mesh` has the axis sizes."""
-    changes = {f'mesh__{axis}': size for axis, size in mesh.items()} | {'data__batch_size': 4}
+    changes = (changes or {}) | {f'mesh__{axis}': size for axis, size in mesh.items()}
     # With seed 0, two experts have so similar probabilities for one token that rounding decides.
-    changes['seed'] = 1
+    changes |= {'data__batch_size': 4, 'seed': 1}
     command = [sys.executable, '-m', 'tests.helpers.runs', str(weights), str(workdir)]
     return subprocess.run(
-        [*command, str(stop_after), 'malora', json.dumps(changes), '--saved'],
+        [*command, str(stop_after), method, json.dumps(changes), '--saved'],
         cwd=ROOT,
         env=os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)},
         capture_output=True,
@@ -49,6 +56,38 @@ def test_a_run_goes_on_with_other_devices(weights, tmp_path):
     # Adam, at a learning rate of 0.01, amplifies differences in rounding.
     assert losses(moved) == pytest.approx(losses(alone), rel=1e-4)
     assert len(losses(moved)) == 6
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {
+            'training__router_start': 'arrow',
+            'adapter__scores': 'absolute',
+            'adapter__renormalize': True,
+            'adapter__frozen': ('down', 'up'),
+        },
+        {'training__router_start': 'tasks'},
+    ],
+    ids=['arrow', 'tasks'],
+)
+def test_experts_that_start_from_loras_are_sharded(weights, tmp_path, changes):
+    directories = []
+    for rank in (2, 4):
+        model = tiny_model(small_method('lora', rank=rank))
+        found = restored_model('lora', load_base(preset('tiny'), str(weights)), str(weights))
+        variables = random_variables(model, seed=rank) | {'params': found.base.params}
+        directories.append(str(tmp_path / f'lora{rank}'))
+        write_peft(found._replace(model=model, variables=variables), tmp_path / f'lora{rank}')
+    changes = changes | {
+        'adapter__num_experts': 2,
+        'adapter__rank': 4,
+        'training__start_from': ','.join(directories),
+    }
+    for name, devices, mesh in (('alone', 1, {}), ('sharded', 4, dict(fsdp=2, expert=2))):
+        done = start(weights, tmp_path / name, devices, 99, 'molora', changes, **mesh)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / 'sharded') == pytest.approx(losses(tmp_path / 'alone'), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,7 @@ def assert_formats_are_refused(trained, message, output):
         ('d2mora', {}, 'd2mora cannot be exported as vllm: a second router weights'),
         ('goat', {}, '--format=vllm has no place for the frozen residual of goat'),
         ('malora', {'bias_rate': 0.1}, '--format=vllm needs the gates of a softmax without a bias'),
+        ('malora', {'scores': 'absolute'}, '--format=vllm needs the gates of a softmax without'),
         *(
             (name, {}, '--format=vllm needs the gates of a softmax')
             for name in ('adamole', 'smora', 'flylora')
@@ -279,6 +280,7 @@ def test_more_than_a_softmax_router_is_refused_for_vllm(base, tmp_path, name, ch
             {'bias_rate': 0.1, 'bias_in_gates': True, 'renormalize': True},
             {'has_offset': True, 'offset_in_gates': True},
         ),
+        ('malora', {'scores': 'absolute'}, {'kind': 'softmax', 'scores': 'absolute'}),
         ('adamole', {}, {'scores': 'threshold', 'has_offset': True}),
         ('smora', {}, {'scores': 'sigmoid', 'has_offset': True, 'factor': 2}),
         ('goat', {}, {'num_residual_experts': 4}),

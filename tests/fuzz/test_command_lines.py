@@ -84,7 +84,7 @@ FIELDS = (
     *('training.remat', 'training.patience', 'training.start_from', 'training.evaluate_every'),
     *('evaluation.batch_size', 'evaluation.max_new_tokens', 'evaluation.tasks', 'mesh.data'),
     *('evaluation.samples', 'evaluation.temperature', 'mesh.fsdp', 'mesh.tensor', 'seeds', 'grid'),
-    'model.attention',
+    *('model.attention', 'training.router_start'),
 )
 
 

@@ -97,6 +97,8 @@ def _scores(x, dropped, leaves, settings):
     if settings.router_input == 'first':  # A x, with the shared down-projection A
         x = leaves['shared_down'].T @ dropped
     logits = leaves['router'].T @ x
+    if settings.scores == 'absolute':
+        logits = abs(logits)
     if settings.scores == 'sigmoid':
         scores = 1 / (1 + np.exp(-logits))
         return scores / scores.sum(), scores, scores + bias

@@ -75,6 +75,7 @@ LEAVES = {
     'mlora_heads': ({'shared_down', 'up'}, {'residual_down', 'residual_up'}),
     'molora_dispatch': ({'router', 'down', 'up'}, set()),
     'malora_dispatch': ({'router', 'shared_down', 'core', 'up'}, set()),
+    'routers alone': ({'router'}, {'down', 'up'}),
 }
 # Method and changed settings of further cases.
 VARIANTS = {
@@ -100,6 +101,11 @@ VARIANTS = {
     'similarity of experts per layer': (
         'molora',
         {'similarity_weight': 0.5, 'experts_per_layer': (2, 4)},
+    ),
+    'absolute logits': ('molora', {'scores': 'absolute'}),
+    'routers alone': (
+        'molora',
+        {'frozen': ('down', 'up'), 'scores': 'absolute', 'renormalize': True},
     ),
 }
 LINEARS = ('attention/q', 'attention/k', 'attention/v', 'mlp/gate', 'mlp/up', 'mlp/down')
@@ -261,7 +267,7 @@ def leaves_of(tree: Any) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in trees.named_leaves(tree)}
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
+@pytest.mark.parametrize('name', [*METHOD_NAMES, 'routers alone'])
 def test_a_step_changes_the_trained_leaves_and_nothing_else(name):
     step, (trained_names, frozen_names) = trained(name), LEAVES[name]
 
@@ -314,7 +320,7 @@ def test_a_step_moves_the_balance_biases_by_their_rate(name):
         np.testing.assert_allclose(after[path][layer] - before[path][layer], change_E, atol=1e-7)
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
+@pytest.mark.parametrize('name', [*METHOD_NAMES, 'routers alone'])
 def test_moments_are_kept_of_the_trained_parameters_alone(name):
     step = trained(name)
     counts = count_model_parameters(step.model)

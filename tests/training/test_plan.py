@@ -175,6 +175,18 @@ PRODUCTS = {
 }
 
 
+def test_only_routers_are_trained_if_the_experts_are_frozen():
+    model = tiny_model(small_method('molora', num_experts=6, rank=8, frozen=('down', 'up')))
+    # Six linears in two layers, whose inputs add up to 416 and outputs to 384.
+    routers, experts = 2 * 6 * 416, 2 * 6 * 8 * (416 + 384)
+    found = count_model_parameters(model)
+    assert (found['trainable'], found['frozen_in_adapter']) == (routers, experts)
+    assert found['by_group'].keys() == {'router', 'down', 'up'}
+    flops = flops_per_token(model, 128, 4)
+    assert flops['adapter_forward'] == 2 * (routers + experts)
+    assert flops['adapter_backward'] == 2 * (2 * routers + experts)
+
+
 @pytest.mark.parametrize('name', PRODUCTS)
 def test_operations_of_an_adapter_by_hand(name):
     """Forward pass and input gradient use every leaf; weight gradients only trained leaves."""

@@ -62,6 +62,8 @@ def _scores(
         return distance_NE, distance_NE
     if scores == 'magnitude':
         return logits_NM.abs(), (logits_NM + offset_M).abs()
+    if scores == 'absolute':
+        logits_NM = logits_NM.abs()
     gate_NE = logits_NM.sigmoid() if scores == 'sigmoid' else logits_NM.softmax(dim=-1)
     return gate_NE, gate_NE + offset_M
 

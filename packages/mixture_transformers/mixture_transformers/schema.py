@@ -9,7 +9,7 @@ from typing import Any
 
 VERSION = 1
 GATES = ('softmax', 'renormalized', 'equal')
-SCORES = ('softmax', 'sigmoid', 'threshold', 'magnitude')
+SCORES = ('softmax', 'absolute', 'sigmoid', 'threshold', 'magnitude')
 # Ends of the names of a mixture's tensors; a second router is named router.up.
 MIXTURE_LEAVES = ('.down.weight', '.router.weight', '.router.offset.weight', '.up.weight')
 # Linear layers that can be adapted, with the submodule of a decoder layer that holds them.
@@ -29,9 +29,9 @@ class Gates:
         kind: Kind of gates of the top-k experts, one of `GATES`: 'softmax', their scores;
             'renormalized', these scores scaled to sum to one; or 'equal', 1/K each.
         scores: Scores that choose the experts, one of `SCORES`: 'softmax' of the router's logits;
-            'sigmoid' of each logit; 'threshold', the softmax minus a threshold, which the last
-            logit determines, for the experts above it; or 'magnitude', the absolute value of each
-            logit.
+            'absolute', the softmax of their absolute values; 'sigmoid' of each logit; 'threshold',
+            the softmax minus a threshold, which the last logit determines, for the experts above
+            it; or 'magnitude', the absolute value of each logit.
         factor: Factor of all gates, such as K for gates that sum to K.
         has_offset: Whether the router has a bias. It is added to the scores that choose experts,
             but not to their gates; or to the logit of the threshold.

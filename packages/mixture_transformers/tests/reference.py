@@ -49,7 +49,7 @@ def token_gates(x: np.ndarray, router: np.ndarray, block: dict[str, Any]) -> np.
 def expert_gates(logits: np.ndarray, offset: Any, block: dict[str, Any]) -> list[float]:
     """Return the gates of the experts of one token."""
     settings = gate_settings(block)
-    chooses = gate = softmax(logits)
+    chooses = gate = softmax(np.abs(logits) if settings['scores'] == 'absolute' else logits)
     if settings['scores'] == 'sigmoid':
         gate = 1 / (1 + np.exp(-logits))
         chooses = gate
