@@ -21,7 +21,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     _compiled = tempfile.TemporaryDirectory()
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
 jax.config.update('jax_compilation_cache_dir', None)
-# JAX reads these flags when it starts. Without its fusion emitters, the CPU's compiler takes a third
+# JAX reads these flags when it starts. Without fusion emitters, the CPU's compiler takes a third
 # of the time. Commands that tests run have the emitters, like users' runs.
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false', prepend=' ')
