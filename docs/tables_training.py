@@ -45,17 +45,21 @@ def step_times() -> str:
 
 
 def step_times_by_method() -> str:
-    """Return the table of every method's step time and parameters, relative to LoRA's."""
+    """Return the table of every method's parameters, times and memory, relative to LoRA's."""
     measured = load('methods_cpu')['values']['methods']
-    rows = [('method', 'trained parameters, × LoRA', 'step, × LoRA', 'temporary memory, × LoRA')]
+    estimated = load('methods_tpu')['values']['methods']
+    head = ('method', 'trained parameters', 'step, CPU', 'memory, CPU', 'cycles, TPU')
+    rows = [head]
     for name in sorted(METHODS, key=lambda name: measured[name]['ratio_to_lora']):
         found, lora = measured[name], measured['lora']
+        cycles = estimated[name]['cycles'] / estimated['lora']['cycles']
         rows.append(
             (
                 f'[`{name}`](methods/{name}.md)',
                 f'{found["trained_parameters"] / lora["trained_parameters"]:.2f}',
                 f'{found["ratio_to_lora"]:.2f}' + ('' if found['steady'] else ' *'),
                 f'{found["temporary_bytes"] / lora["temporary_bytes"]:.2f}',
+                f'{cycles:.2f}',
             )
         )
     return markdown.table(rows)

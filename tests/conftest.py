@@ -21,10 +21,11 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     _compiled = tempfile.TemporaryDirectory()
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
 jax.config.update('jax_compilation_cache_dir', None)
-# JAX reads these flags when it starts. Without fusion emitters, the CPU's compiler takes a third
-# of the time. Commands that tests run have the emitters, like users' runs.
+# Without fusion emitters, the CPU's compiler takes a third of the time. JAX reads these flags when it
+# starts. Commands that tests run have the emitters, except in `commands_compile_quickly`.
+QUICK_FLAGS = '--xla_cpu_use_fusion_emitters=false'
 with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false', prepend=' ')
+    patch.setenv('XLA_FLAGS', QUICK_FLAGS, prepend=' ')
     jax.devices()
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
@@ -74,9 +75,10 @@ def compile_quickly():
 
 @pytest.fixture(scope='module')
 def commands_compile_quickly():
-    """Set the environment variable with which commands disable most compiler optimizations."""
+    """Set the environment variables with which commands disable most compiler optimizations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
+        patch.setenv('XLA_FLAGS', QUICK_FLAGS, prepend=' ')
         yield
 
 
