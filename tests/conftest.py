@@ -21,7 +21,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     _compiled = tempfile.TemporaryDirectory()
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
 jax.config.update('jax_compilation_cache_dir', None)
-# Without fusion emitters, the CPU's compiler takes a third of the time. JAX reads these flags when it
+# Without fusion emitters, the CPU's compiler takes a third of the time. JAX reads the flags when it
 # starts. Commands that tests run have the emitters, except in `commands_compile_quickly`.
 QUICK_FLAGS = '--xla_cpu_use_fusion_emitters=false'
 with pytest.MonkeyPatch.context() as patch:
