@@ -83,6 +83,7 @@ test-vllm: setup
 # Adapters on models of tunix, which lies in an environment of its own (2 GB).
 test-nnx: setup
 	$(PYTHON) -m venv $(VENV)/nnx
+	$(VENV)/nnx/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/nnx/bin/python -m pip install --quiet pytest --editable '.[nnx]'
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=4 \
 	  $(VENV)/nnx/bin/python -m pytest -m nnx
