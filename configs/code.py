@@ -31,6 +31,7 @@ measured times or scores. configs/code_small.py is a version for two CPU cores.
 from ml_collections import ConfigDict
 
 from configs import paper
+from malora_jax.adapters.config import LINEARS
 
 # Rank of one expert and rank of the shared subspace, by method.
 RANKS = {'lora': (16, 0), 'comol': (16, 16), 'hydralora': (16, 16)}
@@ -42,7 +43,7 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     if arg in RANKS:
         config.adapter.rank, config.adapter.shared_rank = RANKS[arg]
     config.adapter.alpha = config.adapter.get_ref('rank').to_float() * 1.0
-    config.adapter.targets = ('q', 'k', 'v', 'o', 'down')
+    config.adapter.targets = (*LINEARS[:4], LINEARS[-1])  # q, k, v, o and down.
     config.model.name = 'qwen3-8b'
     config.data.form = 'llm_adapters'
     config.data.tasks = ('code_alpaca',)

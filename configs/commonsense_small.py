@@ -18,6 +18,7 @@ learns the form of the answers and beats the guesses of the base model, and no m
 from ml_collections import ConfigDict
 
 from configs import commonsense, intra_domain_small
+from malora_jax.adapters.config import DEFAULT_TARGETS
 
 # Rank of one expert and rank of the shared subspace, by method.
 RANKS = {
@@ -33,7 +34,7 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config = commonsense.get_config(arg)
     if arg in RANKS:
         config.adapter.rank, config.adapter.shared_rank = RANKS[arg]
-    config.adapter.targets = ('q', 'k', 'v', 'gate', 'up', 'down')
+    config.adapter.targets = DEFAULT_TARGETS
     return small(config)
 
 

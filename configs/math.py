@@ -35,6 +35,7 @@ measured times or scores. configs/math_small.py is a version for two CPU cores.
 from ml_collections import ConfigDict
 
 from configs import paper
+from malora_jax.adapters.config import DEFAULT_TARGETS
 
 TASKS = ('gsm8k', 'aqua', 'mawps', 'svamp')
 
@@ -44,7 +45,7 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config = paper.paper_config(arg)
     if arg == 'lora':
         config.adapter.rank = 32
-    config.adapter.targets = ('q', 'k', 'v', 'up', 'down')
+    config.adapter.targets = tuple(name for name in DEFAULT_TARGETS if name != 'gate')
     config.adapter.dropout = 0.05
     config.data.form = 'llm_adapters'
     config.data.tasks = ('math_14k',)

@@ -34,7 +34,8 @@ BIAS_TARGETS = ('mean', 'share')
 # Scores by which the load-balancing loss multiplies the load: 'probability'; or 'distance', that of
 # the probability from the threshold, as in AdaMoLE's published code.
 BALANCE_SCORES = ('probability', 'distance')
-# Name of the parameter that balances the load of the experts without a gradient.
+# Names of a router's weight, and of the bias that balances the load without a gradient.
+ROUTER = 'router'
 BALANCE_BIAS = 'balance_bias'
 
 
@@ -204,7 +205,7 @@ class RouterConfig:
         """
         axes: dict[str, tuple[Axis, ...]] = {}
         if self.has_weight:
-            axes['router'] = (inputs, experts)
+            axes[ROUTER] = (inputs, experts)
         if self.scores == 'threshold':
             axes |= {'threshold': (inputs, Axis('rank', 1)), 'threshold_bias': (Axis('rank', 1),)}
         if self.bias_rate > 0:
@@ -227,7 +228,7 @@ class RouterConfig:
         """
         leaves = {}
         if self.has_weight:
-            leaves['router'] = initializers.kaiming_uniform(key, (inputs, num_experts))
+            leaves[ROUTER] = initializers.kaiming_uniform(key, (inputs, num_experts))
         if self.scores == 'threshold':
             weight_key, bias_key = jax.random.split(jax.random.fold_in(key, 1))
             leaves['threshold'] = initializers.kaiming_uniform(weight_key, (inputs, 1))
@@ -246,9 +247,9 @@ class RouterConfig:
             leaves: Parameters by name: NumPy or JAX arrays, with any leading axes.
         """
         if self.scores != 'threshold':
-            return leaves['router']
-        namespace = leaves['router'].__array_namespace__()
-        return namespace.concat([leaves['router'], leaves['threshold']], axis=-1)
+            return leaves[ROUTER]
+        namespace = leaves[ROUTER].__array_namespace__()
+        return namespace.concat([leaves[ROUTER], leaves['threshold']], axis=-1)
 
     def offset(self, leaves: Mapping[str, Any]) -> Any:
         """Return the bias of the threshold or the balancing bias for `route`, (..., M).
@@ -260,8 +261,8 @@ class RouterConfig:
             None if the router has neither of them.
         """
         if self.scores == 'threshold':
-            namespace = leaves['router'].__array_namespace__()
-            zeros = namespace.zeros_like(leaves['router'][..., 0, :])
+            namespace = leaves[ROUTER].__array_namespace__()
+            zeros = namespace.zeros_like(leaves[ROUTER][..., 0, :])
             return namespace.concat([zeros, leaves['threshold_bias']], axis=-1)
         return leaves.get(BALANCE_BIAS)
 

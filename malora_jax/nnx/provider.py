@@ -18,15 +18,16 @@ from malora_jax.adapters.task_experts import TaskExperts
 from malora_jax.nnx.layers import AdapterLayer
 from malora_jax.nnx.linear_maps import kernel_of, linear_map
 
+_Q, _K, _V, _O, _GATE, _UP, _DOWN = LINEARS
 # Targets that a layer computes, by the layer's name in tunix or MaxText.
 LAYER_TARGETS: Mapping[str, tuple[str, ...]] = {
     **{f'{name}_proj': (name,) for name in LINEARS},
     **{f'{name}_einsum': (name,) for name in 'qkv'},
-    'kv_einsum': ('k', 'v'),
-    'qkv_einsum': ('q', 'k', 'v'),
-    'attn_vec_einsum': ('o',),
-    **{'query': ('q',), 'key': ('k',), 'value': ('v',), 'qkv_proj': ('q', 'k', 'v'), 'out': ('o',)},
-    **{'wi_0': ('gate',), 'wi_1': ('up',), 'wi': ('gate', 'up'), 'wo': ('down',)},
+    'kv_einsum': (_K, _V),
+    'qkv_einsum': (_Q, _K, _V),
+    'attn_vec_einsum': (_O,),
+    **{'query': (_Q,), 'key': (_K,), 'value': (_V,), 'qkv_proj': (_Q, _K, _V), 'out': (_O,)},
+    **{'wi_0': (_GATE,), 'wi_1': (_UP,), 'wi': (_GATE, _UP), 'wo': (_DOWN,)},
 }
 
 

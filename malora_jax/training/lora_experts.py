@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from malora_jax.adapters.routers import ROUTER
 from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
@@ -66,7 +67,7 @@ def start_experts(
         started = _fill_experts(own, loras)
         if router_start == 'arrow':
             router_LDE = np.stack([leading_directions(*lora) for lora in loras], axis=-1)
-            started['router'] = jax.device_put(router_LDE, own['router'].sharding)
+            started[ROUTER] = jax.device_put(router_LDE, own[ROUTER].sharding)
         leaves |= {f'{linear}/{name}': leaf for name, leaf in started.items()}
     return state.replace_leaves(leaves)
 
@@ -141,13 +142,14 @@ def _fill_experts(fresh: Mapping[str, jax.Array], loras: Sequence[_LoRA]) -> dic
 
     def fill(
         down_LEDR: jax.Array, up_LERF: jax.Array, loras: Sequence[_LoRA]
-    ) -> dict[str, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array]:
         up_LERF = jnp.zeros_like(up_LERF)
         for expert, (down_LDR, up_LRF) in enumerate(loras):
             down_LEDR = down_LEDR.at[:, expert, :, : down_LDR.shape[-1]].set(down_LDR)
             up_LERF = up_LERF.at[:, expert, : up_LRF.shape[-2]].set(up_LRF)
-        return {'down': down_LEDR, 'up': up_LERF}
+        return down_LEDR, up_LERF
 
-    down_LEDR, up_LERF = fresh['down'], fresh['up']
-    shardings = {'down': down_LEDR.sharding, 'up': up_LERF.sharding}
-    return jax.jit(fill, out_shardings=shardings)(down_LEDR, up_LERF, list(loras))
+    names = IndependentExperts.factors
+    shardings = tuple(fresh[name].sharding for name in names)
+    filled = jax.jit(fill, out_shardings=shardings)(*(fresh[name] for name in names), list(loras))
+    return dict(zip(names, filled, strict=True))

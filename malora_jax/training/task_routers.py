@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from malora_jax.adapters.alignment import TaskMoments
-from malora_jax.adapters.routers import RouterConfig
+from malora_jax.adapters.routers import ROUTER, RouterConfig
+from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
 from malora_jax.training.setup import Setup
@@ -39,13 +40,14 @@ def start_task_routers(state: TrainState, setup: Setup) -> TrainState:
     tasks, names = setup.run.data.trained_tasks, [split.task_name for split in setup.splits]
     columns = [names.index(task) for task in tasks]
     leaves, routers = state.leaves(), {}
+    down, _ = IndependentExperts.factors
     for linear, moments in _task_moments(state, setup).items():
         weights_LQG = discriminants(jax.tree.map(lambda each: each[:, columns], moments))
-        down_LEDR, fresh = leaves[f'{linear}/down'], leaves[f'{linear}/router']
+        down_LEDR, fresh = leaves[f'{linear}/{down}'], leaves[f'{linear}/{ROUTER}']
         weights_LERG = weights_LQG.reshape(*down_LEDR.shape[:2], -1, len(tasks))
         product = functools.partial(jnp.einsum, 'LEDR,LERG->LDG', precision='highest')
         multiply = jax.jit(product, out_shardings=fresh.sharding)
-        routers[f'{linear}/router'] = multiply(down_LEDR, np.float32(weights_LERG))
+        routers[f'{linear}/{ROUTER}'] = multiply(down_LEDR, np.float32(weights_LERG))
     return state.replace_leaves(routers)
 
 
@@ -110,7 +112,7 @@ def _task_moments(state: TrainState, setup: Setup) -> dict[str, TaskMoments]:
         adapter, router=RouterConfig(adapter.num_experts), dispatch=False, alignment_weight=1.0
     )
     model = setup.model.clone(adapter=average)
-    zeros = {path: 0 * leaf for path, leaf in state.leaves().items() if path.endswith('/router')}
+    zeros = {path: 0 * leaf for path, leaf in state.leaves().items() if path.endswith(f'/{ROUTER}')}
     variables = state.replace_leaves(zeros).variables(setup.base.params)
     total: dict[str, TaskMoments] = {}
     for batch in setup.training_batches(setup.run.data.trained_tasks, _EXAMPLES):

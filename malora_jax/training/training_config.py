@@ -140,9 +140,11 @@ class TrainingConfig:
             "the same order, and adapter.scores is 'softmax'",
         )
         starts_at_zero = type(structure) is IndependentExperts and not self.start_from
+        last = structure.factors[-1]
         check_field(
-            not (starts_at_zero and 'up' in adapter.frozen),
+            not (starts_at_zero and last in adapter.frozen),
             'adapter.frozen',
             adapter.frozen,
-            "without 'up', which starts at zero unless training.start_from names trained adapters",
+            f'without {last!r}, which starts at zero unless training.start_from names trained '
+            'adapters',
         )
