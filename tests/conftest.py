@@ -22,7 +22,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
 jax.config.update('jax_compilation_cache_dir', None)
 # Without fusion emitters, the CPU's compiler takes a third of the time. JAX reads the flags when it
-# starts. Commands that tests run have the emitters, except in `commands_compile_quickly`.
+# starts. Commands that tests run have the emitters, unless a fixture below sets the flags for them.
 QUICK_FLAGS = '--xla_cpu_use_fusion_emitters=false'
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XLA_FLAGS', QUICK_FLAGS, prepend=' ')
@@ -84,10 +84,15 @@ def commands_compile_quickly():
 
 @pytest.fixture(scope='module')
 def compile_once():
-    """Cache compiled programs on disk, for tests that train the same small run several times."""
+    """Cache compiled programs on disk, for tests that train the same small run several times.
+
+    Commands of these tests compile with the same flags, so that their runs are the same bit by bit.
+    """
     jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     compilation_cache.reset_cache()  # Else the first compilation fixes its settings.
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XLA_FLAGS', QUICK_FLAGS, prepend=' ')
+        yield
     jax.config.update('jax_compilation_cache_dir', None)
     compilation_cache.reset_cache()

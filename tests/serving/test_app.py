@@ -11,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 
-from malora_jax.models.engine import Engine
+from malora_jax.models.engine import Engine, RequestOutput
 from malora_jax.serving.middleware import MAX_BODY_BYTES
 from tests.helpers.servers import QUESTION, language_model, serve_in_thread
 
@@ -233,7 +233,13 @@ def test_a_key():
         assert httpx.get(f'{address}/health').status_code == 200
 
 
-def test_too_many_wait_and_time_is_out():
+def test_too_many_wait_and_time_is_out(monkeypatch):
+    def slow_step(engine: Engine) -> list[RequestOutput]:
+        time.sleep(0.6)  # Also an answer that ends early takes too long.
+        return step(engine)
+
+    step = Engine.step
+    monkeypatch.setattr(Engine, 'step', slow_step)
     with serve_in_thread(batch_size=1, max_waiting=0, timeout_s=0.5) as address:
         body = {'model': 'tiny', 'prompt': 'Once', 'max_tokens': 480}
         found = httpx.post(f'{address}/v1/completions', json=body | {'n': 4}, timeout=60)
