@@ -9,7 +9,7 @@ from typing import Any
 
 VERSION = 1
 GATES = ('softmax', 'renormalized', 'equal')
-SCORES = ('softmax', 'absolute', 'sigmoid', 'threshold', 'magnitude')
+SCORES = ('softmax', 'sigmoid', 'threshold', 'magnitude', 'absolute')
 # Ends of the names of a mixture's tensors; a second router is named router.up.
 MIXTURE_LEAVES = ('.down.weight', '.router.weight', '.router.offset.weight', '.up.weight')
 # Linear layers that can be adapted, with the submodule of a decoder layer that holds them.
