@@ -46,6 +46,26 @@ def check_masks(masks: str, structure: Structure, router: RouterConfig, dispatch
     )
 
 
+def drop_input(
+    key: jax.Array, x_ND: jax.Array, rate: float | jax.Array, masks: str, num_experts: int
+) -> jax.Array | tuple[jax.Array, ...]:
+    """Return the input of the down-projections after dropout.
+
+    Args:
+        key: Random key.
+        x_ND: Input of the linear layer.
+        rate: Dropout rate, at least 0 and below 1.
+        masks: One of `MASKS`.
+        num_experts: Number of experts, E.
+
+    Returns:
+        (N, D), or E such arrays if each expert has a mask of its own.
+    """
+    if masks == 'shared':
+        return dropout(key, x_ND, rate)
+    return tuple(dropout(each, x_ND, rate) for each in jax.random.split(key, num_experts))
+
+
 def dropout(key: jax.Array, x_ND: jax.Array, rate: float | jax.Array) -> jax.Array:
     """Set each entry to zero with probability `rate`, and scale up the others.
 

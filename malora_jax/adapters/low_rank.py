@@ -156,7 +156,7 @@ class LowRankExperts(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        after_dropout: jax.Array | None = None,
+        after_dropout: AfterDropout | None = None,
         groups: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
@@ -167,8 +167,8 @@ class LowRankExperts(nn.Module):
 
         Args:
             x: (..., D), input of the linear layer, for the router.
-            after_dropout: (..., D), the same input after dropout, for the down-projection; or (E,
-                ..., D), the input of each expert, if `config.dropout_masks` is 'expert'; None = x
+            after_dropout: (..., D), the same input after dropout, for the down-projection; or E
+                such inputs, one for each expert, if `config.dropout_masks` is 'expert'; None = x
                 without dropout.
             groups: (N, G) float32, a one-hot row for each of the N tokens in x: 1 in the column of
                 the token's group (task), else 0. If given, `RoutingSums` are sown, as in `update`.
@@ -186,7 +186,7 @@ class LowRankExperts(nn.Module):
         if after_dropout is not None and self.config.dropout_masks == 'expert':
             inputs = tuple(each.reshape(x_ND.shape) for each in after_dropout)
         elif after_dropout is not None:
-            inputs = after_dropout.reshape(x_ND.shape)
+            inputs = _one(after_dropout).reshape(x_ND.shape)
         leaves = self.leaves(x.shape[-1])
         (projected,) = project_input(self.config, x_ND, inputs, [leaves])
         update = self.update(projected, leaves, groups, train=train)

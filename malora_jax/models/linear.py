@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude
 from malora_jax.adapters.bank import GROUP_PREFIX, AdapterBank, BankedExperts, Output, Update
-from malora_jax.adapters.dropout import dropout
+from malora_jax.adapters.dropout import drop_input
 from malora_jax.adapters.low_rank import AfterDropout, ProjectedInput, project_input
 from malora_jax.adapters.structures import DoRA
 from malora_jax.distributed import sharding
@@ -172,18 +172,17 @@ class Dropout(nn.Module):
     """Inverted dropout, with masks from the PRNG stream `dropout`.
 
     Attributes:
-        num_masks: Number of results, each with a mask of its own; None for a single array.
+        masks: One of `MASKS`: one mask, or one for each expert.
+        num_experts: Number of experts.
     """
 
-    num_masks: int | None = None
+    masks: str = 'shared'
+    num_experts: int = 1
 
     @nn.compact
     def __call__(self, x_ND: jax.Array, rate: float | jax.Array) -> AfterDropout:
         """Set each entry to zero with probability `rate`, and scale up the others."""
-        key = self.make_rng('dropout')
-        if self.num_masks is None:
-            return dropout(key, x_ND, rate)
-        return tuple(dropout(each, x_ND, rate) for each in jax.random.split(key, self.num_masks))
+        return drop_input(self.make_rng('dropout'), x_ND, rate, self.masks, self.num_experts)
 
 
 class AdaptedSublayer(nn.Module):
@@ -227,8 +226,8 @@ class AdaptedSublayer(nn.Module):
             after_dropout: AfterDropout = x_ND
             if context.train and self.adapter.dropout > 0:
                 rate = self.adapter.dropout if context.dropout is None else context.dropout
-                masks = self.adapter.num_experts if self.adapter.dropout_masks == 'expert' else None
-                after_dropout = Dropout(masks)(x_ND, rate)
+                masks = Dropout(self.adapter.dropout_masks, self.adapter.num_experts)
+                after_dropout = masks(x_ND, rate)
             each = project_input(self.adapter, x_ND, after_dropout, list(leaves.values()))
             projected = dict(zip(leaves, each, strict=True))
         return [

@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from malora_jax.adapters import AdapterConfig, LowRankExperts
 from malora_jax.adapters.base_structure import Axis
-from malora_jax.adapters.dropout import dropout
+from malora_jax.adapters.dropout import drop_input
 from malora_jax.adapters.load_balancing import DistanceSums, RoutingSums
+from malora_jax.adapters.low_rank import AfterDropout
 from malora_jax.nnx.linear_maps import LinearMap
 
 
@@ -71,18 +72,21 @@ class AdapterLayer(nnx.Module):
             x: Input of the layer.
         """
         x_ND, config, train = self.linear.flatten(x), self.config, not self.deterministic
-        after_dropout_ND, rngs = x_ND, {}
+        after_dropout: AfterDropout | None = None
+        rngs: dict[str, jax.Array] = {}
         if train and self.has_dropout:
             input_key, rngs['dropout'] = jax.random.split(self.rngs.dropout())
             if config.dropout > 0:
-                after_dropout_ND = dropout(input_key, x_ND, config.dropout)
+                after_dropout = drop_input(
+                    input_key, x_ND, config.dropout, config.dropout_masks, config.num_experts
+                )
         variables: dict[str, dict[str, jax.Array]] = {}
         for name in config.leaf_names:
             variables.setdefault(config.collection(name), {})[name] = getattr(self, name)[...]
         update_NF, recorded = LowRankExperts(config, self.linear.num_outputs).apply(
             variables,
             x_ND,
-            after_dropout_ND,
+            after_dropout,
             jnp.ones((len(x_ND), 1)),
             train,
             rngs=rngs,
@@ -95,8 +99,8 @@ class AdapterLayer(nnx.Module):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether there are dropout masks in training, of the input or of heads."""
-        return self.config.dropout > 0 or getattr(self.config.structure, 'head_dropout', 0) > 0
+        """Whether training has dropout masks, of the input or of the method's own."""
+        return self.config.dropout > 0 or self.config.structure.has_masks
 
     @property
     def sums(self) -> RoutingSums | None:

@@ -28,7 +28,7 @@ class LinearMap:
     """A linear layer y = W x, as an einsum of its input and its weight.
 
     Attributes:
-        inputs: Letters of the input's axes; an ellipsis stands for any number of axes.
+        inputs: Letters of the input's axes; an ellipsis is any number of axes.
         kernel: Letters of the weight's axes.
         outputs: Letters of the output's axes.
         kernel_shape: Shape of the weight.

@@ -1,4 +1,4 @@
-"""What a trainer adds to its loss: load balancing, similarity of experts, and dropout."""
+"""Losses that training adds to the loss of a model, and the dropout of its adapters."""
 
 import contextlib
 import functools

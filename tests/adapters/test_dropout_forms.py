@@ -162,8 +162,8 @@ def test_linears_that_share_their_inputs_are_what_each_is_alone(name):
 
 def test_masks_of_experts_are_independent_and_keep_the_mean():
     tokens = 4000
-    masks = Dropout(EXPERTS).apply({}, jnp.ones((tokens, 5)), RATE, rngs={'dropout': KEY})
-    again = Dropout(EXPERTS).apply({}, jnp.ones((tokens, 5)), RATE, rngs={'dropout': KEY})
+    masks = Dropout('expert', EXPERTS).apply({}, jnp.ones((tokens, 5)), RATE, rngs={'dropout': KEY})
+    again = Dropout('expert', EXPERTS).apply({}, jnp.ones((tokens, 5)), RATE, rngs={'dropout': KEY})
     np.testing.assert_array_equal(masks, again)
     assert len(masks) == EXPERTS
     kept_PN = np.concatenate([np.asarray(mask).T for mask in masks]) > 0

@@ -196,9 +196,18 @@ def test_the_training_loss_adds_the_balance_loss_and_trains_the_router():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
-def test_dropout_is_on_in_training_only():
+@pytest.mark.parametrize(
+    'name, changes',
+    [
+        ('lora', {'dropout': 0.5}),
+        ('molora', {'dropout': 0.5, 'dropout_masks': 'expert'}),
+        ('comol', {'dropout': 0.0, 'core_dropout': 0.5}),
+        ('mlora_heads', {'dropout': 0.0, 'head_dropout': 0.5}),
+    ],
+)
+def test_dropout_is_on_in_training_only(name, changes):
     model, x = (
-        adapted(small_method('lora', targets=('up',), dropout=0.5)),
+        adapted(small_method(name, targets=('up',), **changes)),
         random_input(2, 3, WIDTH),
     )
     plain = run(model, x)
