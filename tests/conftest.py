@@ -21,6 +21,10 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     _compiled = tempfile.TemporaryDirectory()
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
 jax.config.update('jax_compilation_cache_dir', None)
+# Tests and their commands run on the CPU, unless JAX_PLATFORMS says otherwise. JAX would also leave
+# out the compiler for GPUs, which lies beside it, where there is no GPU.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 # Without fusion emitters, the CPU's compiler takes a third of the time. JAX reads the flags when it
 # starts. Commands that tests run have the emitters, unless a fixture below sets the flags for them.
 QUICK_FLAGS = '--xla_cpu_use_fusion_emitters=false'
