@@ -4,11 +4,12 @@ import collections
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.schema import PositiveInt
+from malora_jax.ultralink.selection import Selection
 
 NAME = 'manifest.json'
 
@@ -78,6 +79,7 @@ class _StoredManifest(TypedDict):
     shard_items: PositiveInt
     shards: list[ShardCounts]
     complete: bool
+    selection: NotRequired[Selection]  # Missing in manifests of earlier versions.
     total: dict[str, Any]
 
 
@@ -93,7 +95,8 @@ class StageManifest:
         inputs: SHA-256 digest of the inputs' content.
         shard_items: Number of items in each shard except the last.
         shards: For each shard written so far, in order, its numbers of items and rows.
-        complete: Whether all items are processed.
+        complete: Whether all selected items are processed.
+        selection: Selection of the input items that the stage processes.
     """
 
     stage: str
@@ -103,11 +106,23 @@ class StageManifest:
     shard_items: int
     shards: tuple[ShardCounts, ...] = ()
     complete: bool = False
+    selection: Selection = Selection()
 
     @property
     def total(self) -> ShardCounts:
         """Sum of the counts of all shards."""
         return sum(self.shards, ShardCounts())
+
+    def extend(self, selection: Selection) -> 'StageManifest':
+        """Return the manifest from which a run with a larger selection continues.
+
+        The last shard is removed if it has fewer items than the others, because the larger
+        selection adds items to it.
+        """
+        if selection == self.selection:
+            return self
+        full = tuple(shard for shard in self.shards if shard.items == self.shard_items)
+        return dataclasses.replace(self, selection=selection, shards=full, complete=False)
 
 
 def write_manifest(path: pathlib.Path, manifest: StageManifest) -> None:
@@ -130,9 +145,10 @@ def read_manifest(path: pathlib.Path) -> StageManifest:
     fields = files.read_json(file, _StoredManifest, remedy)
     try:
         shards = tuple(ShardCounts(**shard) for shard in fields['shards'])
-        known = {each.name: fields[each.name] for each in dataclasses.fields(StageManifest)}
+        known = {each.name: fields.get(each.name) for each in dataclasses.fields(StageManifest)}
         settings = {_RENAMED.get(name, name): value for name, value in fields['settings'].items()}
-        current = {'settings': settings, 'shards': shards}
+        selection = Selection(**fields.get('selection', {}))
+        current = {'settings': settings, 'shards': shards, 'selection': selection}
         manifest = StageManifest(**known | current)
         # The totals only disagree if the file was edited.
         assert fields['total'] == _total(manifest)
@@ -150,8 +166,8 @@ def check_resumable(path: pathlib.Path, stored: StageManifest, expected: StageMa
         expected: Manifest of the run.
 
     Raises:
-        UserError: The directory was made by another stage, with other settings or from other
-            inputs.
+        UserError: The directory was made by another stage, with other settings, from other inputs,
+            or with items that the run does not select.
     """
     if stored.stage != expected.stage:
         raise UserError(
@@ -170,6 +186,11 @@ def check_resumable(path: pathlib.Path, stored: StageManifest, expected: StageMa
             )
     if stored.inputs != expected.inputs:
         raise UserError(f'{path} was made from other inputs: choose another --output.')
+    if not expected.selection.contains(stored.selection):
+        raise UserError(
+            f'{path} was made with {stored.selection}, not {expected.selection}, which only a '
+            'larger sample or limit can extend: choose another --output.'
+        )
 
 
 def _total(manifest: StageManifest) -> dict[str, Any]:

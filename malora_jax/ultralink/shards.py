@@ -54,6 +54,9 @@ class ShardWriter:
                 filled in here.
         """
         path = _shard_path(self.path, len(self.manifest.shards))
+        if path.exists():
+            # The stored manifest may list a shorter shard, from a smaller selection, by this name.
+            self._write()
         files.write_json_lines(path, list(rows))
         shard = dataclasses.replace(counts, rows=len(rows), sha256=_file_digest(path))
         self._write(shards=(*self.manifest.shards, shard))
@@ -71,8 +74,6 @@ class ShardWriter:
 def open_writer(path: pathlib.Path, manifest: StageManifest) -> Iterator[ShardWriter]:
     """Open a new or existing output directory for writing, and lock out other processes.
 
-    A directory whose manifest lists no shard yet is treated as new.
-
     Args:
         path: Path of the directory; created if it does not exist.
         manifest: Manifest of the run, without shards.
@@ -81,34 +82,53 @@ def open_writer(path: pathlib.Path, manifest: StageManifest) -> Iterator[ShardWr
         Writer, which continues after the shards of an earlier run.
 
     Raises:
-        UserError: The path is not a directory; the directory holds other files; it was made by
-            another stage, with other settings or from other inputs; a shard does not match the
-            manifest; or another process writes to it.
+        UserError: The directory cannot be used (see `find_start`), or another process writes to it.
     """
-    # Convert tuples to lists, as JSON does, so that the settings compare equal when read back.
-    manifest = dataclasses.replace(manifest, settings=json.loads(json.dumps(manifest.settings)))
-    if path.exists() and not path.is_dir():
-        raise UserError(f'{path} is not a directory: choose another --output.')
+    _check_directory(path)
     with files.lock_directory(path, f'Another process writes to {path}.'):
-        if (path / manifest_lib.NAME).exists():
-            stored = read_manifest(path)
-            # Without a shard, such as after an error in the first rows, nothing is lost.
-            if stored.shards:
-                check_resumable(path, stored, manifest)
-                _verified_shard_paths(path, stored)
-                yield ShardWriter(path, stored)
-                return
-        elif any(
-            other.name != files.LOCK_FILE and '.tmp' not in other.name for other in path.iterdir()
-        ):
-            raise UserError(
-                f'{path} is not empty and has no manifest of a stage: choose another --output.'
-            )
         # The manifest is not written yet, so that a run that fails early leaves nothing behind.
-        writer = ShardWriter(path, manifest)
+        writer = ShardWriter(path, find_start(path, manifest))
         yield writer
         if not writer.manifest.shards:
             writer._write()
+
+
+def find_start(path: pathlib.Path, manifest: StageManifest) -> StageManifest:
+    """Return the manifest from which a run starts: that of an earlier run, or an empty one.
+
+    A directory whose manifest lists no shard yet is treated as new.
+
+    Args:
+        path: Output directory, which need not exist.
+        manifest: Manifest of the run, without shards.
+
+    Raises:
+        UserError: The path is not a directory; the directory holds other files; it was made by
+            another stage, with other settings, from other inputs or with a selection that the run
+            cannot extend; or a shard does not match the manifest.
+    """
+    # Convert tuples to lists, as JSON does, so that the settings compare equal when read back.
+    manifest = dataclasses.replace(manifest, settings=json.loads(json.dumps(manifest.settings)))
+    _check_directory(path)
+    if (path / manifest_lib.NAME).exists():
+        stored = read_manifest(path)
+        # Without a shard, such as after an error in the first rows, nothing is lost.
+        if stored.shards:
+            check_resumable(path, stored, manifest)
+            _verified_shard_paths(path, stored)
+            return stored.extend(manifest.selection)
+    elif path.exists() and any(
+        other.name != files.LOCK_FILE and '.tmp' not in other.name for other in path.iterdir()
+    ):
+        raise UserError(
+            f'{path} is not empty and has no manifest of a stage: choose another --output.'
+        )
+    return manifest
+
+
+def _check_directory(path: pathlib.Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f'{path} is not a directory: choose another --output.')
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:

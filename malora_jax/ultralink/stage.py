@@ -24,6 +24,7 @@ from malora_jax.errors import UserError, out_of_range
 from malora_jax.progress import ProgressBar
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm.chat import ChatModel
+from malora_jax.ultralink.selection import Selection
 from malora_jax.ultralink.settings import Settings
 from malora_jax.ultralink.shards import ShardCounts, StageManifest
 from malora_jax.ultralink.text.tokens import TokenCounter
@@ -76,6 +77,7 @@ class StageRun(Generic[Config]):
         concurrency: Maximum number of items in progress at a time, each with at most one model
             request. A stage without a model ignores it.
         shard_items: Number of items per shard.
+        selection: Selection of the input items to process.
     """
 
     config: Config
@@ -87,6 +89,7 @@ class StageRun(Generic[Config]):
     seed: int = 0
     concurrency: int = 64
     shard_items: int = SHARD_ITEMS
+    selection: Selection = Selection()
 
 
 class PreparedStage(NamedTuple):
@@ -112,6 +115,7 @@ async def run(
     seed: int = 0,
     concurrency: int = 1,
     shard_items: int = SHARD_ITEMS,
+    selection: Selection = Selection(),
     read: ReadItems | None = None,
 ) -> StageManifest:
     """Run a stage, or resume it after the last finished shard.
@@ -131,6 +135,7 @@ async def run(
         seed: Random seed.
         concurrency: Maximum number of items in progress at a time.
         shard_items: Number of items per shard.
+        selection: Selection of the input items to process; a larger one extends the output.
         read: Function that yields the input items. None = `shards.read`, which reads the rows of
             other stages; the ids of these rows must be unique.
 
@@ -144,18 +149,17 @@ async def run(
     """
     if concurrency < 1:
         raise out_of_range('concurrency', concurrency, 'at least 1')
-    manifest = StageManifest(stage, settings, seed, shards.digest(inputs), shard_items)
+    manifest = StageManifest(
+        stage, settings, seed, shards.digest(inputs), shard_items, selection=selection
+    )
     with shards.open_writer(output, manifest) as writer:
         if not writer.manifest.complete:
             num_done = writer.manifest.total.items
-            if read:
-                rows, total = read(inputs), None
-            else:
-                rows, total = (
-                    shards.ensure_unique_ids(shards.read(inputs)),
-                    shards.count_rows(inputs),
-                )
-            items = itertools.islice(rows, num_done, None)
+            total = None if read else shards.count_rows(inputs)
+            if total is not None:
+                total = min(total, selection.max_items or total)
+            selected = selection.select(read_items(inputs, read), seed)
+            items = itertools.islice(selected, num_done, None)
             with ProgressBar(stage, total, 'item', num_done, delay=1.0) as bar:
                 bar.update(num_done)
                 await _write_shards(writer, _process_in_order(process, items, concurrency), bar)
@@ -163,6 +167,11 @@ async def run(
                 raise UserError(f'{", ".join(map(str, inputs))}: there are no rows.')
             writer.finish()
         return writer.manifest
+
+
+def read_items(inputs: Sequence[pathlib.Path], read: ReadItems | None) -> Iterable[Row]:
+    """Return all input items of a stage; see `run` for the arguments."""
+    return read(inputs) if read else shards.ensure_unique_ids(shards.read(inputs))
 
 
 def item_rng(seed: int, stage: str, item: str) -> random.Random:

@@ -129,6 +129,7 @@ class Stage(Command):
             seed=run.seed,
             concurrency=run.concurrency if 'model' in self.needs else 1,
             shard_items=run.shard_items,
+            selection=run.selection,
             read=self.read,
         )
 
