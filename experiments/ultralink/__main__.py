@@ -23,7 +23,6 @@ from experiments.ultralink import stage_flags
 from malora_jax import commands
 from malora_jax.errors import UserError, unknown_name
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
-from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES, FileCommand, Stage
 
@@ -68,14 +67,26 @@ def _run(stage: Stage | FileCommand, command_flags: stage_flags.StageFlags) -> N
         if status:
             sys.exit(status)
     else:
-        coroutine = _run_with_model(stage, run, choice) if choice else stage.run(run)
-        print(stage.summary(run, asyncio.run(coroutine)))
+        if choice:
+            print(asyncio.run(_run_with_model(stage, run, choice, command_flags)))
+        else:
+            print(stage.summary(run, asyncio.run(stage.run(run))))
 
 
-async def _run_with_model(stage: Stage, run: StageRun, choice: ModelChoice) -> StageManifest:
-    """Open the model, and run a stage that uses it."""
+async def _run_with_model(
+    stage: Stage, run: StageRun, choice: ModelChoice, command_flags: stage_flags.StageFlags
+) -> str:
+    """Preview, estimate or run a stage that uses a model, and return the text to print."""
+    prices = command_flags.prices
     async with open_model(choice) as model:
-        return await stage.run(dataclasses.replace(run, model=model))
+        run = dataclasses.replace(run, model=model)
+        if command_flags.preview_items:
+            return await stage.preview(run, command_flags.preview_items)
+        estimate = await stage.estimate(run, prices)
+        if command_flags.only_estimates:
+            return str(estimate)
+        print(estimate, file=sys.stderr, flush=True)
+        return stage.summary(run, await stage.run(run))
 
 
 def _with_underscores(word: str) -> str:

@@ -12,6 +12,8 @@ from experiments import cli
 from malora_jax import cloud_storage
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm.model_choice import ModelChoice, is_local
+from malora_jax.ultralink.llm.prices import Prices, load_prices
+from malora_jax.ultralink.selection import Selection
 from malora_jax.ultralink.settings import declarations
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import Command
@@ -41,10 +43,31 @@ _CACHE = (
     'SQLite file that caches the replies of the model; default: answers.sqlite next to the output '
     'directory.'
 )
+_SAMPLE = (
+    'Number of items in a random sample of the input; a larger sample contains the smaller one and '
+    'extends its output; default: all items, in the order of the input.'
+)
+_LIMIT = (
+    'Maximum number of items to process, the first ones of the input or sample; a larger limit '
+    'extends the output; default: no limit.'
+)
+_PREVIEW = (
+    'Instead of a run, print the prompts and replies of this number of random items; the replies '
+    'are cached, and no output is written.'
+)
+_ESTIMATE = (
+    'Instead of a run, print its estimated number of requests and tokens, and its price; no '
+    'request is sent, and no output is written.'
+)
+_PRICES = (
+    'TOML file with the prices of models, in US dollars per million tokens, such as ["gpt-4o"] '
+    'with the lines prompt = 2.5 and completion = 10.0.'
+)
 _SEED = 'Random seed of all random choices of the stage.'
 # Flags by group, for --help; the others are the settings of the stage.
 _FLAG_GROUPS = {
-    'data': ('input', 'output', 'tokenizer'),
+    'data': ('input', 'output', 'tokenizer', 'sample', 'limit'),
+    'before': ('preview', 'estimate', 'prices'),
     'model': ('llm', 'base_url', 'concurrency', 'timeout', 'token_limit', 'cache'),
 }
 # A stage with more flags lists them by group.
@@ -74,6 +97,7 @@ class StageFlags:
         if 'seed' in stage.needs:
             self._define('seed', _SEED, flags.DEFINE_integer, 0)
         if 'model' in stage.needs:
+            self._define_selection()
             self._define_model()
         for name, each in declarations(stage.config).items():
             default, required = getattr(stage.config, name, None), not hasattr(stage.config, name)
@@ -104,6 +128,26 @@ class StageFlags:
         text, example, rest = self._stage.help.partition('\n\nExample')
         return '\n'.join([f'{text}\n', *lines]) + example + rest
 
+    @property
+    def preview_items(self) -> int:
+        """Number of items to preview; 0 = no preview."""
+        return self._value('preview')
+
+    @property
+    def only_estimates(self) -> bool:
+        """Whether to print the estimate without a run."""
+        return self._value('estimate')
+
+    @property
+    def prices(self) -> Prices:
+        """Table of prices.
+
+        Raises:
+            UserError: The file is missing or broken.
+        """
+        path = self._value('prices')
+        return load_prices(pathlib.Path(path) if path else None)
+
     def parse(self) -> tuple[StageRun[Any], ModelChoice | None]:
         """Return the run that the flags describe, and the choice of the model.
 
@@ -126,6 +170,7 @@ class StageFlags:
             resources['token_counter'] = load_token_counter(self._value('tokenizer'))
         if choice:
             resources['concurrency'] = choice.concurrency
+            resources['selection'] = Selection(self._value('sample'), self._value('limit'))
         inputs = self._paths('input') if stage.inputs else stage.find_inputs(config)
         return StageRun(config, inputs, output, **resources), choice
 
@@ -140,6 +185,12 @@ class StageFlags:
         if options.get('required'):
             text = f'{text} Required.'
         self._flags[name] = kind(name, default, text, flag_values=self._registry, **options)
+
+    def _define_selection(self) -> None:
+        for name, text in (('sample', _SAMPLE), ('limit', _LIMIT), ('preview', _PREVIEW)):
+            self._define(name, text, flags.DEFINE_integer, 0, lower_bound=0)
+        self._define('estimate', _ESTIMATE, flags.DEFINE_boolean, False)
+        self._define('prices', _PRICES)
 
     def _define_model(self) -> None:
         self._define('llm', _LLM, required=True)

@@ -2,14 +2,16 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prompts, stage
 from malora_jax.ultralink.languages import get_language
-from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest, Reply
+from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest, Reply, chat_text
+from malora_jax.ultralink.paper_statistics import ANSWER_TOKENS, QUESTION_TOKENS
 from malora_jax.ultralink.settings import (
     Settings,
     attempts_setting,
@@ -18,7 +20,13 @@ from malora_jax.ultralink.settings import (
     top_p_setting,
 )
 from malora_jax.ultralink.shards import text_field
-from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
+from malora_jax.ultralink.stage import (
+    Expectation,
+    ExpectedRequest,
+    ItemOutcome,
+    PreparedStage,
+    StageRun,
+)
 from malora_jax.ultralink.turn_checks import SHORT, answer_fault, question_fault
 
 STAGE = 'dialogues'
@@ -100,7 +108,13 @@ class DialoguesConfig(Settings):
 
 def prepare(run: StageRun[DialoguesConfig]) -> PreparedStage:
     """Return the function that generates the dialogue about one segment of a document."""
-    return PreparedStage(_DialogueGenerator(run), {'prompts': prompts.digest()})
+    generator = _DialogueGenerator(run)
+    assumption = (
+        f'the mean lengths of the paper, {QUESTION_TOKENS:.0f} tokens per question and '
+        f'{ANSWER_TOKENS:.0f} per answer'
+    )
+    expectation = Expectation(generator.expected_requests, assumption)
+    return PreparedStage(generator, {'prompts': prompts.digest()}, expectation)
 
 
 class _Turn(NamedTuple):
@@ -109,6 +123,37 @@ class _Turn(NamedTuple):
     question: str
     answer: str
     kind: str
+
+
+def turn_kinds(config: DialoguesConfig, rng: random.Random) -> Iterator[str]:
+    """Yield the kind of the question of each turn, until the dialogue is to end.
+
+    Args:
+        config: Settings, which give the probabilities.
+        rng: Random number generator for two choices: the kind of each question, and whether the
+            dialogue ends after a turn.
+    """
+    yield 'initial'
+    stop_probability = config.stop_probability
+    while True:
+        yield 'in_depth' if rng.random() < config.depth_share else 'expansive'
+        if rng.random() < stop_probability:
+            return
+        stop_probability *= config.stop_growth
+
+
+def _segment(row: Row) -> dict[str, str]:
+    """Return the fields of a segment.
+
+    Raises:
+        UserError: A field is missing or not a string, or the language is unknown.
+    """
+    fields = {name: text_field(row, name) for name in ('id', 'language', 'title', 'text')}
+    try:
+        get_language(fields['language'])
+    except UserError as error:
+        raise UserError(f'{row.location}: {error}') from error
+    return fields
 
 
 class _DialogueGenerator:
@@ -121,11 +166,7 @@ class _DialogueGenerator:
         self.seed = run.seed
 
     async def __call__(self, row: Row) -> ItemOutcome:
-        fields = {name: text_field(row, name) for name in ('id', 'language', 'title', 'text')}
-        try:
-            get_language(fields['language'])
-        except UserError as error:
-            raise UserError(f'{row.location}: {error}') from error
+        fields = _segment(row)
         if not fields['text'].strip():
             return ItemOutcome(reason='empty')
         dialogue = _Dialogue(self, fields['language'], fields['text'])
@@ -143,6 +184,29 @@ class _DialogueGenerator:
             'kinds': [turn.kind for turn in dialogue.turns],
         }
         return ItemOutcome([dialogue_row], '', counts)
+
+    def expected_requests(
+        self, row: Row, count_tokens: Callable[[str], int]
+    ) -> Iterator[ExpectedRequest]:
+        """Yield the expected requests for the questions and answers of a dialogue."""
+        fields = _segment(row)
+        if not fields['text'].strip():
+            return
+        load, config = prompts.load(fields['language']), self.config
+        question_tokens = min(QUESTION_TOKENS, config.question_tokens)
+        answer_tokens = min(ANSWER_TOKENS, config.answer_tokens)
+        tokens: float = count_tokens(fields['text'])
+        for kind in turn_kinds(config, stage.item_rng(self.seed, STAGE, fields['id'])):
+            if tokens >= config.context_tokens:
+                return
+            answer_prompt = 'initial_answer' if kind == 'initial' else 'following_answer'
+            frames = [
+                count_tokens(chat_text(load.messages(name, '')))
+                for name in (f'{kind}_question', answer_prompt)
+            ]
+            yield ExpectedRequest(frames[0] + tokens, question_tokens)
+            yield ExpectedRequest(frames[1] + tokens + question_tokens, answer_tokens)
+            tokens += question_tokens + answer_tokens
 
 
 class _Dialogue:
@@ -162,26 +226,21 @@ class _Dialogue:
         self._prompts = prompts.load(language)
         self._tokens = generator.count_tokens(document)
 
-    async def run(self, rng: Any) -> str:
+    async def run(self, rng: random.Random) -> str:
         """Generate turns until the dialogue ends.
 
         Args:
-            rng: Random number generator for two choices: the kind of each question, and whether
-                the dialogue ends after a turn. Model requests do not use it, so the number of
-                attempts at a turn does not change later choices.
+            rng: Random number generator of `turn_kinds`. Model requests do not use it, so the
+                number of attempts at a turn does not change later choices.
 
         Returns:
             Reason why the dialogue ended.
         """
-        config = self._generator.config
-        end_reason, stop_probability = await self._turn('initial'), config.stop_probability
-        while not end_reason:
-            kind = 'in_depth' if rng.random() < config.depth_share else 'expansive'
+        for kind in turn_kinds(self._generator.config, rng):
             end_reason = await self._turn(kind)
-            if not end_reason and rng.random() < stop_probability:
-                end_reason = 'stopped'
-            stop_probability *= config.stop_growth
-        return end_reason
+            if end_reason:
+                return end_reason
+        return 'stopped'
 
     async def _turn(self, kind: str) -> str:
         """Generate a turn, and append it to `turns` if it is valid.

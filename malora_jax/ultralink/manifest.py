@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypedDict
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.schema import PositiveInt
-from malora_jax.ultralink.selection import Selection
+from malora_jax.ultralink.selection import ALL_ITEMS, Selection
 
 NAME = 'manifest.json'
 
@@ -106,7 +106,7 @@ class StageManifest:
     shard_items: int
     shards: tuple[ShardCounts, ...] = ()
     complete: bool = False
-    selection: Selection = Selection()
+    selection: Selection = ALL_ITEMS
 
     @property
     def total(self) -> ShardCounts:

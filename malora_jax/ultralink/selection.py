@@ -60,6 +60,9 @@ class Selection:
         return (self.max_items or largest) >= (other.max_items or largest)
 
 
+ALL_ITEMS = Selection()
+
+
 def smallest_hashes(rows: Iterable[Row], number: int, seed: int) -> list[Row]:
     """Return a random sample of rows: those with the smallest hashes of seed and id, in order.
 

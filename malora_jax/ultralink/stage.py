@@ -24,7 +24,7 @@ from malora_jax.errors import UserError, out_of_range
 from malora_jax.progress import ProgressBar
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm.chat import ChatModel
-from malora_jax.ultralink.selection import Selection
+from malora_jax.ultralink.selection import ALL_ITEMS, Selection
 from malora_jax.ultralink.settings import Settings
 from malora_jax.ultralink.shards import ShardCounts, StageManifest
 from malora_jax.ultralink.text.tokens import TokenCounter
@@ -89,7 +89,27 @@ class StageRun(Generic[Config]):
     seed: int = 0
     concurrency: int = 64
     shard_items: int = SHARD_ITEMS
-    selection: Selection = Selection()
+    selection: Selection = ALL_ITEMS
+
+
+class ExpectedRequest(NamedTuple):
+    """Expected number of tokens of a model request and its reply."""
+
+    prompt_tokens: float
+    completion_tokens: float
+
+
+class Expectation(NamedTuple):
+    """Requests that a stage expects, from which the usage of a run is estimated.
+
+    Attributes:
+        requests: Function from an item and a token counter to the requests for the item, if the
+            model's first reply is always usable.
+        assumption: Clause about the length of replies, such as '100 tokens per reply'.
+    """
+
+    requests: Callable[[Row, Callable[[str], int]], Iterable[ExpectedRequest]]
+    assumption: str
 
 
 class PreparedStage(NamedTuple):
@@ -99,10 +119,12 @@ class PreparedStage(NamedTuple):
         process: Function that processes one item.
         fingerprints: Strings, by name, such as a digest of the prompts. The manifest records them
             next to the settings, inputs, model and tokenizer, because the rows depend on them too.
+        expectation: Requests that the stage expects; None for a stage that uses no model.
     """
 
     process: ProcessItem
     fingerprints: Mapping[str, str] = {}
+    expectation: Expectation | None = None
 
 
 async def run(
@@ -115,7 +137,7 @@ async def run(
     seed: int = 0,
     concurrency: int = 1,
     shard_items: int = SHARD_ITEMS,
-    selection: Selection = Selection(),
+    selection: Selection = ALL_ITEMS,
     read: ReadItems | None = None,
 ) -> StageManifest:
     """Run a stage, or resume it after the last finished shard.

@@ -6,10 +6,11 @@ describes how to add a stage.
 
 import pathlib
 import textwrap
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from malora_jax.data.file_rows import Row
 from malora_jax.ultralink import (
     commands,
     criteria,
@@ -17,11 +18,17 @@ from malora_jax.ultralink import (
     documents,
     prune,
     release_import,
+    shards,
     stage,
     translate,
 )
+from malora_jax.ultralink import estimate as estimate_lib
+from malora_jax.ultralink import preview as preview_lib
+from malora_jax.ultralink.estimate import Estimate
 from malora_jax.ultralink.evaluation import judge, mgsm
+from malora_jax.ultralink.llm.prices import Prices
 from malora_jax.ultralink.manifest import StageManifest
+from malora_jax.ultralink.selection import smallest_hashes
 from malora_jax.ultralink.settings import Settings
 from malora_jax.ultralink.stage import PreparedStage, ReadItems, StageRun
 from malora_jax.ultralink.text import wikipedia
@@ -114,24 +121,62 @@ class Stage(Command):
                 rejects a request.
             OSError: The model fails or cannot be reached.
         """
-        process, fingerprints = self.prepare(run)
-        settings = run.config.recorded_values
-        if 'model' in self.needs:
-            settings['llm'] = run.model.name
-        if 'tokenizer' in self.needs:
-            settings['tokenizer'] = run.token_counter.fingerprint
+        prepared = self.prepare(run)
         return stage.run(
             self.name,
-            process,
+            prepared.process,
             run.inputs,
             run.output,
-            settings={**settings, **fingerprints},
+            settings=self._recorded_settings(run, prepared),
             seed=run.seed,
             concurrency=run.concurrency if 'model' in self.needs else 1,
             shard_items=run.shard_items,
             selection=run.selection,
             read=self.read,
         )
+
+    async def estimate(self, run: StageRun[Any], prices: Prices) -> Estimate:
+        """Estimate the requests, tokens and price of what a run has yet to do.
+
+        Raises:
+            UserError: A setting or an input is wrong, or the output directory cannot be used.
+        """
+        settings = self._recorded_settings(run, self.prepare(run))
+        inputs = shards.digest(run.inputs)
+        manifest = StageManifest(
+            self.name, settings, run.seed, inputs, run.shard_items, selection=run.selection
+        )
+        start = shards.find_start(run.output, manifest)
+        items = () if start.complete else self._items(run)
+        num_finished = start.total.items
+        return await estimate_lib.estimate(
+            self.name, self.prepare, run, items, num_finished, prices
+        )
+
+    async def preview(self, run: StageRun[Any], num_items: int) -> str:
+        """Return the prompts and replies of a few random items as text; see `preview`.
+
+        The items are the first ones of a sample.
+
+        Raises:
+            UserError: A setting or an input is wrong, or the model rejects a request.
+            OSError: The model fails or cannot be reached.
+        """
+        items = smallest_hashes(self._items(run), num_items, run.seed)
+        return await preview_lib.preview(self.prepare, run, items)
+
+    def _items(self, run: StageRun[Any]) -> Iterable[Row]:
+        """Return the selected items of a run."""
+        return run.selection.select(stage.read_items(run.inputs, self.read), run.seed)
+
+    def _recorded_settings(self, run: StageRun[Any], prepared: PreparedStage) -> dict[str, Any]:
+        """Return the settings that the manifest of a run records."""
+        settings = run.config.recorded_values
+        if 'model' in self.needs:
+            settings['llm'] = run.model.name
+        if 'tokenizer' in self.needs:
+            settings['tokenizer'] = run.token_counter.fingerprint
+        return {**settings, **prepared.fingerprints}
 
 
 @dataclass(frozen=True, kw_only=True)

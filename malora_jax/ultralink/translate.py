@@ -8,12 +8,14 @@ conversation is dropped. The paper does not verify translations.
 
 import collections
 import dataclasses
+from collections.abc import Callable, Iterator
 
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, translation_checks, translations
+from malora_jax.ultralink.conversations import Conversation
 from malora_jax.ultralink.languages import identify_language
-from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest
+from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest, chat_text
 from malora_jax.ultralink.settings import (
     Settings,
     attempts_setting,
@@ -22,7 +24,13 @@ from malora_jax.ultralink.settings import (
     temperature_setting,
     top_p_setting,
 )
-from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
+from malora_jax.ultralink.stage import (
+    Expectation,
+    ExpectedRequest,
+    ItemOutcome,
+    PreparedStage,
+    StageRun,
+)
 
 STAGE = 'translate'
 _SOURCE_LANGUAGE = 'en'
@@ -58,7 +66,12 @@ def prepare(run: StageRun[TranslateConfig]) -> PreparedStage:
 
     The id of a translated row is LANGUAGE-ID, where ID is the id of the source row.
     """
-    return PreparedStage(_Translator(run), {'prompts': translations.digest(run.config.language)})
+    translator = _Translator(run)
+    fingerprints = {'prompts': translations.digest(run.config.language)}
+    assumption = 'translations that are as much longer as in the demonstration'
+    return PreparedStage(
+        translator, fingerprints, Expectation(translator.expected_requests, assumption)
+    )
 
 
 class _Translator:
@@ -70,12 +83,7 @@ class _Translator:
         self._sampling = ChatSampling(config.max_tokens, config.temperature, config.top_p, run.seed)
 
     async def __call__(self, row: Row) -> ItemOutcome:
-        source = conversations.read(row)
-        if source.language != _SOURCE_LANGUAGE or source.subset not in translations.SUBSETS:
-            raise UserError(
-                f'{row.location} has language {source.language!r} and subset {source.subset!r}: '
-                f'only English rows of {", ".join(translations.SUBSETS)} can be translated.'
-            )
+        source = _source(row)
         counts: collections.Counter[str] = collections.Counter()
         translated: list[str] = []
         for number, text in enumerate(source.data):
@@ -89,6 +97,21 @@ class _Translator:
         language = self._config.language
         target = source._replace(id=f'{language}-{source.id}', language=language, data=translated)
         return ItemOutcome([target.row], '', counts)
+
+    def expected_requests(
+        self, row: Row, count_tokens: Callable[[str], int]
+    ) -> Iterator[ExpectedRequest]:
+        """Yield the expected request for each message of a conversation."""
+        source = _source(row)
+        prompt = translations.load(self._config.language, source.subset)
+        growth = count_tokens(prompt.translation) / count_tokens(prompt.source)
+        frame_tokens = count_tokens(chat_text(prompt.messages('')))
+        previous_tokens = 0
+        for text in source.data:
+            tokens = count_tokens(text)
+            prompt_tokens = frame_tokens + tokens + (1 + growth) * previous_tokens
+            yield ExpectedRequest(prompt_tokens, growth * tokens)
+            previous_tokens = tokens
 
     async def _translate_message(
         self,
@@ -130,3 +153,18 @@ class _Translator:
             text, translation, self._config.language, identify_language, _CHECK_KINDS[subset]
         )
         return list(dict.fromkeys(fault.kind for fault in faults))
+
+
+def _source(row: Row) -> Conversation:
+    """Return the conversation of a row.
+
+    Raises:
+        UserError: The row is not a conversation, or cannot be translated.
+    """
+    source = conversations.read(row)
+    if source.language != _SOURCE_LANGUAGE or source.subset not in translations.SUBSETS:
+        raise UserError(
+            f'{row.location} has language {source.language!r} and subset {source.subset!r}: '
+            f'only English rows of {", ".join(translations.SUBSETS)} can be translated.'
+        )
+    return source

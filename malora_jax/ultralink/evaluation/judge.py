@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,13 @@ from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.languages import get_language
-from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
+from malora_jax.ultralink.llm.chat import (
+    ChatMessage,
+    ChatSampling,
+    ModelRequest,
+    Reply,
+    chat_text,
+)
 from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.settings import (
     Settings,
@@ -29,12 +35,21 @@ from malora_jax.ultralink.settings import (
     temperature_setting,
 )
 from malora_jax.ultralink.shards import text_field
-from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, format_counts
+from malora_jax.ultralink.stage import (
+    Expectation,
+    ExpectedRequest,
+    ItemOutcome,
+    PreparedStage,
+    StageRun,
+    format_counts,
+)
 
 STAGE = 'judge'
 _VERDICT = re.compile(r'\[\[(A|B|C)\]\]')
 # Points of a verdict for the answer in first place; in the other order, the sign is reversed.
 _POINTS = {'A': 1, 'B': -1, 'C': 0}
+# Assumed length of a verdict of one or two sentences, for estimates.
+_VERDICT_TOKENS = 60
 _SYSTEM = """\
 You compare two answers to a question of a user. Say which is more helpful, correct and complete,
 and better written in {language}, the language of the question. An answer in another language is
@@ -92,12 +107,22 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
     baseline_answers = {text_field(row, 'id'): text_field(row, 'answer') for row in rows}
     compare = _PairwiseJudge(run)
 
-    async def process(row: Row) -> ItemOutcome:
+    def read_answers(row: Row) -> tuple[str, str, str, str]:
+        """Return the id, the question, its answer, and the baseline's answer."""
         identifier, question = text_field(row, 'id'), text_field(row, 'question')
         answer = text_field(row, 'answer')
         if identifier not in baseline_answers:
             raise UserError(f'{row.location}: {baseline} has no answer to {identifier!r}.')
-        baseline_answer = baseline_answers[identifier]
+        return identifier, question, answer, baseline_answers[identifier]
+
+    def expected_requests(
+        row: Row, count_tokens: Callable[[str], int]
+    ) -> Iterator[ExpectedRequest]:
+        prompt_tokens = count_tokens(chat_text(compare.messages(*read_answers(row)[1:])))
+        yield from 2 * [ExpectedRequest(prompt_tokens, min(_VERDICT_TOKENS, run.config.max_tokens))]
+
+    async def process(row: Row) -> ItemOutcome:
+        identifier, question, answer, baseline_answer = read_answers(row)
         points = [
             await compare(question, answer, baseline_answer),
             await compare(question, baseline_answer, answer),
@@ -115,7 +140,8 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
         )
 
     fingerprints = {'baseline': shards.digest([baseline]), 'prompt': _SYSTEM + _USER}
-    return PreparedStage(process, fingerprints)
+    assumption = f'{_VERDICT_TOKENS} tokens per verdict'
+    return PreparedStage(process, fingerprints, Expectation(expected_requests, assumption))
 
 
 class _PairwiseJudge:
@@ -132,14 +158,18 @@ class _PairwiseJudge:
 
         The result is None if no attempt gives a verdict.
         """
-        user = _USER.format(question=question, first=first, second=second)
-        messages = (ChatMessage('system', self._system), ChatMessage('user', user))
+        messages = self.messages(question, first, second)
         for sample in range(self._config.attempts):
             request = ModelRequest(STAGE, messages, self._sampling, sample)
             points = parse_verdict(await self._model.complete(request))
             if points is not None:
                 return points
         return None
+
+    def messages(self, question: str, first: str, second: str) -> tuple[ChatMessage, ...]:
+        """Return the messages of the request that compares two answers."""
+        user = _USER.format(question=question, first=first, second=second)
+        return ChatMessage('system', self._system), ChatMessage('user', user)
 
 
 def parse_verdict(reply: Reply) -> int | None:

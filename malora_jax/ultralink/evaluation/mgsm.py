@@ -6,7 +6,7 @@ A base model does better with worked examples (few-shot prompting), which `exper
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 
 from malora_jax.data.datasets import mgsm
@@ -21,9 +21,17 @@ from malora_jax.ultralink.settings import (
     setting,
     temperature_setting,
 )
-from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
+from malora_jax.ultralink.stage import (
+    Expectation,
+    ExpectedRequest,
+    ItemOutcome,
+    PreparedStage,
+    StageRun,
+)
 
 STAGE = 'mgsm'
+# Assumed length of a solution, for estimates.
+_SOLUTION_TOKENS = 200
 # Instruction after the problem: end with the answer, in a phrase that `final_number` looks for.
 INSTRUCTIONS = {
     'en': 'Solve the problem step by step. End with "The answer is" and the number.',
@@ -86,7 +94,14 @@ def prepare(run: StageRun[MgsmConfig]) -> PreparedStage:
         }
         return ItemOutcome([answer_row], '', counts)
 
-    return PreparedStage(process)
+    def expected_requests(
+        row: Row, count_tokens: Callable[[str], int]
+    ) -> Iterator[ExpectedRequest]:
+        prompt_tokens = count_tokens(prompt(mgsm.parse_mgsm(row).question, config.language))
+        yield ExpectedRequest(prompt_tokens, min(_SOLUTION_TOKENS, config.max_tokens))
+
+    expectation = Expectation(expected_requests, f'{_SOLUTION_TOKENS} tokens per solution')
+    return PreparedStage(process, {}, expectation)
 
 
 def summary(run: StageRun[MgsmConfig], manifest: StageManifest) -> str:

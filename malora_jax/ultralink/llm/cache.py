@@ -129,13 +129,20 @@ class CachedModel:
             UserError: The model rejects the request, or the request may exceed the token limit.
             OSError: The model fails or cannot be reached.
         """
-        key = hashlib.sha256(self.name.encode() + b'\0' + request.digest).digest()
-        cached = self._cache.get(key)
+        cached = self.find(request)
         if cached is not None:
             return cached
+        key = self._key(request)
         if key not in self._pending:
             self._pending[key] = asyncio.create_task(self._request_and_store(key, request))
         return await self._pending[key]
+
+    def find(self, request: ModelRequest) -> Reply | None:
+        """Return the reply from the cache, or None if there is none; no request is sent."""
+        return self._cache.get(self._key(request))
+
+    def _key(self, request: ModelRequest) -> bytes:
+        return hashlib.sha256(self.name.encode() + b'\0' + request.digest).digest()
 
     async def _request_and_store(self, key: bytes, request: ModelRequest) -> Reply:
         try:

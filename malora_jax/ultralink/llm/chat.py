@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from malora_jax.ultralink import settings
@@ -19,6 +20,11 @@ class ChatMessage(NamedTuple):
 
     role: str
     content: str
+
+
+def chat_text(messages: Iterable[ChatMessage]) -> str:
+    """Return the contents of messages as one text, whose tokens are those of the chat."""
+    return '\n'.join(message.content for message in messages)
 
 
 @dataclasses.dataclass(frozen=True)

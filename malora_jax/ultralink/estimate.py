@@ -1,0 +1,210 @@
+"""Estimate of the requests, tokens and price of a stage, before it sends a request.
+
+Each stage knows which requests it expects for an item (see `Expectation`). Items whose replies are
+in the cache are replayed, without requests. The ratio of their actual to their expected usage
+corrects the estimate of the others, so that it includes repeated requests and the true length of
+replies.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from malora_jax.data.file_rows import Row
+from malora_jax.ultralink.llm.cache import CachedModel
+from malora_jax.ultralink.llm.chat import ModelRequest, Reply
+from malora_jax.ultralink.llm.prices import Prices
+from malora_jax.ultralink.selection import smallest_hashes
+from malora_jax.ultralink.stage import PreparedStage, StageRun
+
+# Number of items from which the expected usage of all others is computed.
+_DRAWN_ITEMS = 200
+# Number of finished items, and of items after them, whose replies are looked up in the cache. A
+# killed run leaves replies to an unfinished shard and to a few items after it.
+_FINISHED_ITEMS = 200
+_NEXT_ITEMS = 1500
+# Number of requests, tokens of requests, and tokens of replies.
+_Usage = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Estimated usage of a stage.
+
+    Attributes:
+        stage: Name of the stage.
+        items: Number of items that need requests.
+        cached_items: Number of items that need none, because all their replies are in the cache.
+        requests, prompt_tokens, completion_tokens: Estimated number of requests, and of the tokens
+            of requests and replies.
+        cost: Estimated cost in US dollars; None if the prices of the model are unknown.
+        basis: Clause that says how the numbers were obtained.
+    """
+
+    stage: str
+    items: int
+    cached_items: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    basis: str
+
+    def __str__(self) -> str:
+        cached = f' (and {self.cached_items:,} from the cache)' if self.cached_items else ''
+        if not self.items:
+            return f'{self.stage}: estimate: no requests are left{cached}.'
+        cost = 'price unknown without --prices' if self.cost is None else f'${self.cost:,.2f}'
+        return (
+            f'{self.stage}: estimate for {self.items:,} items{cached}: {self.requests:,} requests, '
+            f'{self.prompt_tokens:,} prompt tokens, {self.completion_tokens:,} completion tokens, '
+            f'{cost}; {self.basis}.'
+        )
+
+
+async def estimate(
+    stage: str,
+    prepare: Callable[[StageRun[Any]], PreparedStage],
+    run: StageRun[Any],
+    items: Iterable[Row],
+    num_finished: int,
+    prices: Prices,
+) -> Estimate:
+    """Estimate the usage of a stage for the items that are not finished. No request is sent.
+
+    Args:
+        stage: Name of the stage.
+        prepare: Function that prepares the stage.
+        run: Settings, data and resources; the model has a cache.
+        items: Selected items, in order.
+        num_finished: Number of items at the start whose rows are in the output already.
+        prices: Prices of tokens.
+
+    Raises:
+        UserError: An item is broken.
+    """
+    meter = _UsageMeter(prepare, run)
+    remaining = iter(items)
+    finished = collections.deque(itertools.islice(remaining, num_finished), _FINISHED_ITEMS)
+    usages, _ = await meter.measure(finished)
+    cached_usages, uncached = await meter.measure(itertools.islice(remaining, _NEXT_ITEMS))
+    measured = [each for each in usages + cached_usages if each.actual_3[0] and each.expected_3[0]]
+    drawn, num_items = _draw(itertools.chain(uncached, remaining), run.seed)
+    usage_3 = sum(map(meter.expected, drawn), np.zeros(3)) * num_items / max(1, len(drawn))
+    if measured:
+        actual_3, expected_3 = np.sum(measured, axis=0)
+        usage_3 *= actual_3 / expected_3
+    requests, prompt_tokens, completion_tokens = (round(float(value)) for value in usage_3)
+    return Estimate(
+        stage,
+        num_items,
+        len(cached_usages),
+        requests,
+        prompt_tokens,
+        completion_tokens,
+        prices.cost(run.model.name, prompt_tokens, completion_tokens),
+        meter.basis(len(measured)),
+    )
+
+
+def count_bytes(text: str) -> int:
+    """Return the approximate number of tokens of a text: a quarter of its UTF-8 bytes.
+
+    It is used by stages without a tokenizer.
+    """
+    return len(text.encode('utf-8', 'replace')) // 4
+
+
+def _draw(rows: Iterator[Row], seed: int) -> tuple[list[Row], int]:
+    """Return a random sample of rows, and the number of all rows."""
+    numbers = itertools.count()
+    counted = (row for row, _ in zip(rows, numbers, strict=False))
+    return smallest_hashes(counted, _DRAWN_ITEMS, seed), next(numbers)
+
+
+class _MeasuredUsage(NamedTuple):
+    """Actual and expected usage of an item whose replies are in the cache."""
+
+    actual_3: _Usage
+    expected_3: _Usage
+
+
+class _UsageMeter:
+    """Expected usage of items, and actual usage of those whose replies are in the cache."""
+
+    def __init__(self, prepare: Callable[[StageRun[Any]], PreparedStage], run: StageRun[Any]):
+        assert isinstance(run.model, CachedModel), run.model
+        self._replies = _CachedReplies(run.model)
+        self._process, _, expectation = prepare(dataclasses.replace(run, model=self._replies))
+        assert expectation
+        self._expectation = expectation
+        self._has_tokenizer = bool(run.token_counter)
+        self._count_tokens = run.token_counter or count_bytes
+
+    def expected(self, row: Row) -> _Usage:
+        """Return the expected usage of an item."""
+        requests = self._expectation.requests(row, self._count_tokens)
+        return sum((np.array([1, *request]) for request in requests), np.zeros(3))
+
+    async def measure(self, rows: Iterable[Row]) -> tuple[list[_MeasuredUsage], list[Row]]:
+        """Return the usage of each item with cached replies, and the other items."""
+        usages, others = [], []
+        for row in rows:
+            self._replies.given.clear()
+            try:
+                await self._process(row)
+            except _NotCachedError:
+                others.append(row)
+            else:
+                usages.append(_MeasuredUsage(self._actual(), self.expected(row)))
+        return usages, others
+
+    def basis(self, num_measured: int) -> str:
+        """Return the clause that says how an estimate was obtained.
+
+        Args:
+            num_measured: Number of items with actual usage that correct the estimate.
+        """
+        if num_measured:
+            items = f'{num_measured:,} items' if num_measured > 1 else 'one item'
+            return f'measured on the replies to {items} in the cache'
+        counted = '' if self._has_tokenizer else ', 4 bytes per token'
+        return (
+            f'assuming no repeated requests, {self._expectation.assumption}{counted}; --preview=5 '
+            'measures it'
+        )
+
+    def _actual(self) -> _Usage:
+        replies = self._replies.given
+        completion_tokens = sum(self._count_tokens(reply.text) for reply in replies)
+        tokens = sum(reply.tokens for reply in replies)
+        return np.array([len(replies), tokens - completion_tokens, completion_tokens])
+
+
+class _NotCachedError(Exception):
+    """The reply to a request is not in the cache."""
+
+
+class _CachedReplies:
+    """A model that replies only from the cache.
+
+    Attributes:
+        given: Replies since the list was last cleared.
+    """
+
+    def __init__(self, model: CachedModel):
+        self.name = model.name
+        self.given: list[Reply] = []
+        self._model = model
+
+    async def complete(self, request: ModelRequest) -> Reply:
+        reply = self._model.find(request)
+        if reply is None:
+            raise _NotCachedError
+        self.given.append(reply)
+        return reply

@@ -1,0 +1,95 @@
+"""Preview of a stage: the prompts and replies of a few items, without any output."""
+
+import asyncio
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from malora_jax.data.file_rows import Row
+from malora_jax.ultralink.llm.cache import CachedModel
+from malora_jax.ultralink.llm.chat import ModelRequest, Reply
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
+
+
+class _Exchange(NamedTuple):
+    """A request, its reply, and whether the reply was in the cache already."""
+
+    request: ModelRequest
+    reply: Reply
+    was_cached: bool
+
+
+class _RecordingModel:
+    """A model that records all requests and replies.
+
+    Attributes:
+        exchanges: Requests with their replies, in order.
+    """
+
+    def __init__(self, model: CachedModel):
+        self.name = model.name
+        self.exchanges: list[_Exchange] = []
+        self._model = model
+
+    async def complete(self, request: ModelRequest) -> Reply:
+        was_cached = self._model.find(request) is not None
+        reply = await self._model.complete(request)
+        self.exchanges.append(_Exchange(request, reply, was_cached))
+        return reply
+
+
+async def preview(
+    prepare: Callable[[StageRun[Any]], PreparedStage], run: StageRun[Any], items: Sequence[Row]
+) -> str:
+    """Process a few items, and return their prompts, replies and outcomes as text.
+
+    The replies are cached, so a run of the stage does not pay for them again. Nothing else is
+    written.
+
+    Args:
+        prepare: Function that prepares the stage.
+        run: Settings, data and resources; the model has a cache.
+        items: Items to process.
+
+    Raises:
+        UserError: An item is broken, or the model rejects a request.
+        OSError: The model fails or cannot be reached.
+    """
+    cached_model = run.model
+    assert isinstance(cached_model, CachedModel), cached_model
+    slots = asyncio.Semaphore(run.concurrency)
+
+    async def process(item: Row) -> tuple[_RecordingModel, ItemOutcome]:
+        # Each item has its own model, which tells its requests from those of the other items.
+        model = _RecordingModel(cached_model)
+        async with slots:
+            return model, await prepare(dataclasses.replace(run, model=model)).process(item)
+
+    done = await asyncio.gather(*map(process, items))
+    exchanges = [exchange for model, _ in done for exchange in model.exchanges]
+    cached = sum(exchange.was_cached for exchange in exchanges)
+    texts = [
+        _item_text(item, model.exchanges, outcome)
+        for item, (model, outcome) in zip(items, done, strict=True)
+    ]
+    summary = (
+        f'{len(items)} items, {len(exchanges)} requests: {cached} replies were in the cache, and '
+        f'{len(exchanges) - cached} new ones are in the cache now, so a run does not request them '
+        f'again. Nothing was written to {run.output}.'
+    )
+    return '\n\n'.join([*texts, summary])
+
+
+def _item_text(item: Row, exchanges: Sequence[_Exchange], outcome: ItemOutcome) -> str:
+    place = pathlib.PurePath(item.location).name
+    name = item.fields.get('id', place)
+    result = f'dropped: {outcome.reason}' if outcome.reason else 'kept'
+    parts = [f'===== item {name} ({place}): {result}']
+    for number, (request, reply, was_cached) in enumerate(exchanges, 1):
+        source = 'from the cache' if was_cached else 'new, now in the cache'
+        attempt = f', attempt {request.sample_index + 1}' if request.sample_index else ''
+        parts.append(f'--- request {number} of {len(exchanges)}{attempt}')
+        parts += [f'[{message.role}]\n{message.content}' for message in request.messages]
+        parts.append(f'[reply: {source}; {reply.finish_reason}]\n{reply.text}')
+    return '\n'.join(parts)
