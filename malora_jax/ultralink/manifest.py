@@ -27,6 +27,9 @@ _RENAMED = {
     'least_similarity': 'min_similarity',
 }
 
+# Settings that manifests of earlier versions lack, by stage, with the value that they had.
+_ADDED = {'prune': {'english': 'keep'}}
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardCounts:
@@ -146,7 +149,9 @@ def read_manifest(path: pathlib.Path) -> StageManifest:
     try:
         shards = tuple(ShardCounts(**shard) for shard in fields['shards'])
         known = {each.name: fields.get(each.name) for each in dataclasses.fields(StageManifest)}
-        settings = {_RENAMED.get(name, name): value for name, value in fields['settings'].items()}
+        settings = _ADDED.get(fields['stage'], {}) | {
+            _RENAMED.get(name, name): value for name, value in fields['settings'].items()
+        }
         selection = Selection(**fields.get('selection', {}))
         current = {'settings': settings, 'shards': shards, 'selection': selection}
         manifest = StageManifest(**known | current)

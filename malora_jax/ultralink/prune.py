@@ -2,8 +2,8 @@
 
 Skills in mathematics and code transfer from English, so a model need not learn them again in every
 language (section 5 and Figure 4 of the paper): 32,000 translated conversations about mathematics
-and 16,000 about code per language are enough. All English rows are kept. In the other languages,
-near-duplicates are removed first. Then a random sample is drawn: the rows with the smallest hashes
+and 16,000 about code per language are enough. By default, all English rows are kept. In the other
+languages, near-duplicates are removed first. Then a random sample is drawn: the rows with the smallest hashes
 of seed and id. So the sample does not depend on the order of the rows.
 """
 
@@ -27,8 +27,8 @@ from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, for
 from malora_jax.ultralink.text.near_duplicates import THRESHOLD, MinHashSketches
 
 STAGE = 'prune'
-# Language of which all rows are kept.
-_UNPRUNED = 'en'
+# Language of which all rows are kept by default.
+_SOURCE_LANGUAGE = 'en'
 # Outcomes of a row, as the manifest records them.
 _KEPT, _DUPLICATE, _OVER_BUDGET = 'kept', 'near-duplicate', 'over the budget'
 
@@ -40,7 +40,7 @@ def _budget(subset: str, default: int) -> int:
     """Declare a setting for the maximum number of conversations to keep in a subset."""
     text = (
         f'Maximum number of conversations to keep in the subset of {subset}, for each language '
-        'other than English; all English conversations are kept; 0 = no limit.'
+        'other than English; for English, see the flag "english"; 0 = no limit.'
     )
     return setting(text, default, at_least=0)
 
@@ -49,8 +49,8 @@ def _budget(subset: str, default: int) -> int:
 class PruneConfig(Settings):
     """Settings of pruning: a budget for each subset, and the threshold of near-duplicates.
 
-    A budget is the maximum number of conversations to keep for each language other than English.
-    All English conversations are kept. The default budgets are the paper's.
+    A budget is the maximum number of conversations to keep for each language. By default, it does
+    not apply to English. The default budgets are the paper's.
     """
 
     section = STAGE
@@ -58,6 +58,12 @@ class PruneConfig(Settings):
     code: int = _budget('code', 16_000)
     chat_agnostic: int = _budget('language-agnostic chat', 0)
     chat_specific: int = _budget('language-specific chat', 0)
+    english: str = setting(
+        'Treatment of English conversations: keep = keep all of them, as in the paper; prune = '
+        'remove near-duplicates and apply the limits, as in the other languages.',
+        'keep',
+        choices=('keep', 'prune'),
+    )
     min_similarity: float = setting(
         'Similarity threshold: two conversations whose estimated Jaccard similarity is at least '
         'this are near-duplicates, and only one of them is kept.',
@@ -124,7 +130,7 @@ def _find_dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int
         if conversation.id in ids:
             raise UserError(f'{row.location}: an earlier row has the same id {conversation.id!r}.')
         group = ids[conversation.id] = conversation.language, conversation.subset
-        if conversation.language != _UNPRUNED:
+        if conversation.language != _SOURCE_LANGUAGE or config.english == 'prune':
             of_group = sketches.setdefault(group, MinHashSketches())
             of_group.add(conversation.id, '\n'.join(conversation.data))
     dropped: dict[str, str] = {}

@@ -272,8 +272,9 @@ and the number of faults of each kind.""",
         purpose='Reduce translations to a budget for each language and subset.',
         details="""\
 In every language except English, near-duplicates are removed, and a random sample of the rest is
-kept: 32,000 conversations about mathematics and 16,000 about code, as in the paper. Prints the
-number of kept and dropped rows of each language and subset.""",
+kept: 32,000 conversations about mathematics and 16,000 about code, as in the paper. With
+--english=prune, English is treated like the other languages. Prints the number of kept and dropped
+rows of each language and subset.""",
         examples=('--input=data/fr/translated,data/zh/translated --output=data/pruned',),
         config=prune.PruneConfig,
         inputs='Files and directories of conversations.',

@@ -99,6 +99,7 @@ class StubEndpoint:
         attempt_counts: Number of attempts by request key.
         answer_counts: Number of answers by request key.
         failure_counts: Number of responses by name of the failure; '' counts those without one.
+        token_counts: Number of tokens in the usage of all answers, by name of the usage field.
         headers: HTTP headers of the last request.
         requests: Request bodies by request key.
     """
@@ -113,6 +114,7 @@ class StubEndpoint:
     failure_counts: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
     )
+    token_counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     requests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -156,6 +158,7 @@ class StubEndpoint:
             'finish_reason': 'length' if fault == 'truncated' else 'stop',
         }
         usage = {'prompt_tokens': prompt, 'completion_tokens': len(text) // 4}
+        self.token_counts.update(usage)
         return {
             'id': key,
             'object': 'chat.completion',

@@ -1,6 +1,8 @@
 """Pruning of made-up rows: budgets, samples and near-duplicates."""
 
 import asyncio
+import dataclasses
+import json
 import random
 import signal
 
@@ -96,6 +98,17 @@ def test_the_sample_depends_on_the_seed_and_not_on_the_order(tmp_path):
     assert found != other
 
 
+def test_the_output_of_an_earlier_version_is_complete(tmp_path):
+    source = write_rows(tmp_path / 'in.jsonl', rows())
+    given = StageRun(CONFIG, [source], tmp_path / 'out')
+    manifest = asyncio.run(STAGES['prune'].run(given))
+    path = tmp_path / 'out' / 'manifest.json'
+    fields = json.loads(path.read_text())
+    del fields['settings']['english']
+    path.write_text(json.dumps(fields))
+    assert asyncio.run(STAGES['prune'].run(given)) == manifest
+
+
 def test_a_larger_budget_only_adds(tmp_path):
     """Nested samples make growing amounts of data comparable."""
     small, large = (
@@ -132,6 +145,19 @@ def test_english_keeps_near_duplicates(tmp_path):
     row = conversation('en', 'math', 0)
     found, _ = run(tmp_path, [row, {**row, 'id': 'other'}])
     assert len(found) == 2
+
+
+def test_english_is_pruned_on_request(tmp_path):
+    row = conversation('en', 'math', 99)
+    made = [*rows(), row, {**row, 'id': 'other'}]
+    found, manifest = run(tmp_path, made, dataclasses.replace(CONFIG, english='prune'))
+    assert len(kept(found, 'en', 'math')) == 10
+    assert '| en | math | 32 | 1 | 21 | 10 |' in prune.table(manifest)
+    # The other languages do not change.
+    other = run(tmp_path, rows())[0]
+    assert [row for row in found if row['language'] != 'en'] == [
+        row for row in other if row['language'] != 'en'
+    ]
 
 
 def test_the_same_text_in_another_subset_is_no_duplicate(tmp_path):

@@ -1,0 +1,170 @@
+"""Estimates and previews, compared with what a stub endpoint counts."""
+
+import asyncio
+import dataclasses
+
+import pytest
+
+from malora_jax.errors import UserError
+from malora_jax.ultralink.estimate import Estimate
+from malora_jax.ultralink.llm.prices import Prices, TokenPrices
+from malora_jax.ultralink.selection import ALL_ITEMS, Selection
+from malora_jax.ultralink.stages import STAGES
+from tests.helpers.openai_stub import FailurePlan, serve_stub
+from tests.ultralink.billed_stages import BILLED_STAGES, MODEL, open_run
+from tests.ultralink.helpers import contents, write_rows
+
+ITEMS = 80
+PRICES = Prices({MODEL: TokenPrices(1.0, 4.0)})
+PLAN = FailurePlan({'truncated': 0.05, 'wrong_language': 0.05, 'rate_limit': 0.05})
+
+
+def serve(name):
+    return serve_stub(PLAN if name == 'dialogues' else FailurePlan(), BILLED_STAGES[name].answer)
+
+
+async def run(name, root, stub, selection=ALL_ITEMS, **how):
+    async with open_run(name, root, stub.address, ITEMS, selection, **how) as given:
+        return await STAGES[name].run(given)
+
+
+async def estimate(name, root, stub, selection=ALL_ITEMS, items=ITEMS):
+    async with open_run(name, root, stub.address, items, selection) as given:
+        return await STAGES[name].estimate(given, PRICES)
+
+
+async def preview(name, root, stub, number=5):
+    async with open_run(name, root, stub.address, ITEMS) as given:
+        return await STAGES[name].preview(given, number)
+
+
+def billed(stub):
+    """Return what the stub has counted: requests, prompt tokens and completion tokens."""
+    tokens = stub.token_counts
+    return (
+        sum(stub.answer_counts.values()),
+        tokens['prompt_tokens'],
+        tokens['completion_tokens'],
+    )
+
+
+def usage(estimated):
+    return estimated.requests, estimated.prompt_tokens, estimated.completion_tokens
+
+
+@pytest.mark.parametrize('name', BILLED_STAGES)
+def test_estimates_next_to_the_counts_of_the_stub(name, tmp_path):
+    with serve(name) as stub:
+        assumed = asyncio.run(estimate(name, tmp_path, stub))
+        assert billed(stub) == (0, 0, 0) and assumed.items == ITEMS
+        asyncio.run(preview(name, tmp_path, stub, 20))
+        spent = billed(stub)
+        measured = asyncio.run(estimate(name, tmp_path, stub))
+        assert billed(stub) == spent
+        asyncio.run(run(name, tmp_path, stub))
+        total = billed(stub)
+        nothing = asyncio.run(estimate(name, tmp_path, stub))
+    rest = [after - before for after, before in zip(total, spent, strict=True)]
+    ratios = [
+        [ours / theirs for ours, theirs in zip(usage(each), counted, strict=True)]
+        for each, counted in ((assumed, total), (measured, rest))
+    ]
+    print(f'{name}: assumed / counted', *(f'{ratio:.2f}' for ratio in ratios[0]))
+    print(f'{name}: measured / counted', *(f'{ratio:.2f}' for ratio in ratios[1]))
+    # Without repeated requests, and with assumed lengths.
+    assert 0.6 <= ratios[0][0] <= 1.05
+    assert all(0.8 <= ratio <= 1.25 for ratio in ratios[1])
+    assert (measured.items, measured.cached_items) == (60, 20)
+    cost = (measured.prompt_tokens + 4 * measured.completion_tokens) / 1e6
+    assert measured.cost == pytest.approx(cost)
+    assert str(nothing) == f'{name}: estimate: no requests are left.'
+
+
+@pytest.mark.parametrize('name', BILLED_STAGES)
+def test_a_preview_writes_nothing_and_is_paid_for_once(name, tmp_path):
+    with serve(name) as stub:
+        first = asyncio.run(preview(name, tmp_path, stub))
+        requests = billed(stub)[0]
+        again = asyncio.run(preview(name, tmp_path, stub))
+        assert billed(stub)[0] == requests > 0
+        files = {path.name for path in tmp_path.iterdir() if 'sqlite' not in path.name}
+        assert files <= {f'{name}-{ITEMS}.jsonl', 'baseline.jsonl'}
+        assert first.count('===== item ') == 5
+        assert first.endswith(
+            f'5 items, {requests} requests: 0 replies were in the cache, and {requests} new ones '
+            'are in the cache now, so a run does not request them again. Nothing was written to '
+            f'{tmp_path}/out.'
+        )
+        assert f'{requests} replies were in the cache, and 0 new ones' in again
+        # Every message of every request is shown.
+        for body in stub.requests.values():
+            assert all(message['content'] in first for message in body['messages'])
+        # The items are the first ones of a sample.
+        asyncio.run(run(name, tmp_path, stub, Selection(sample=5)))
+        assert billed(stub)[0] == requests
+
+
+@pytest.mark.parametrize('name', BILLED_STAGES)
+def test_a_larger_sample_pays_only_for_its_new_items(name, tmp_path):
+    roots = [tmp_path / 'grown', tmp_path / 'at-once']
+    for root in roots:
+        root.mkdir()
+    with serve(name) as stub:
+        asyncio.run(run(name, roots[0], stub, Selection(sample=15)))
+        paid = billed(stub)[0]
+        left = asyncio.run(estimate(name, roots[0], stub, Selection(sample=50)))
+        assert (left.items, left.cached_items) == (35, 15)
+        asyncio.run(run(name, roots[0], stub, Selection(sample=50), concurrency=2))
+        assert max(stub.answer_counts.values()) == 1
+        grown = billed(stub)
+    with serve(name) as stub:
+        asyncio.run(run(name, roots[1], stub, Selection(sample=50), concurrency=30))
+        assert billed(stub) == grown and grown[0] > paid
+    assert contents(roots[0] / 'out') == contents(roots[1] / 'out')
+
+
+def test_the_finished_items_correct_the_estimate_of_the_others(tmp_path):
+    with serve('criteria') as stub:
+        asyncio.run(run('criteria', tmp_path, stub, Selection(limit=40)))
+        estimated = asyncio.run(estimate('criteria', tmp_path, stub))
+    assert (estimated.items, estimated.cached_items) == (40, 0)
+    assert estimated.basis == 'measured on the replies to 40 items in the cache'
+
+
+def test_many_items_are_estimated_from_some(tmp_path):
+    with serve('criteria') as stub:
+        few, many = (
+            asyncio.run(estimate('criteria', tmp_path, stub, items=items)) for items in (200, 2400)
+        )
+        limited = asyncio.run(estimate('criteria', tmp_path, stub, Selection(100, 50), 2400))
+    assert (few.items, many.items, limited.items) == (200, 2400, 50)
+    assert many.prompt_tokens == pytest.approx(12 * few.prompt_tokens, rel=0.05)
+
+
+def test_an_estimate_checks_the_output_and_the_rows(tmp_path):
+    with serve('criteria') as stub:
+        asyncio.run(run('criteria', tmp_path, stub, Selection(sample=15)))
+        with pytest.raises(UserError, match='was made with --sample=15, not --sample=10'):
+            asyncio.run(estimate('criteria', tmp_path, stub, Selection(sample=10)))
+        (tmp_path / 'out' / 'manifest.json').unlink()
+        with pytest.raises(UserError, match='is not empty and has no manifest'):
+            asyncio.run(estimate('criteria', tmp_path, stub))
+
+    async def estimate_broken():
+        async with open_run('translate', tmp_path, stub.address, 3) as given:
+            rows = write_rows(tmp_path / 'bad.jsonl', [{'id': 'a', 'language': 'en'}])
+            given = dataclasses.replace(given, inputs=[rows], output=tmp_path / 'new')
+            return await STAGES['translate'].estimate(given, PRICES)
+
+    with pytest.raises(UserError, match=r'bad\.jsonl:1'):
+        asyncio.run(estimate_broken())
+
+
+def test_the_text_of_an_estimate():
+    estimated = Estimate('judge', 1200, 3, 2400, 123456, 7890, 1.5, 'assuming this')
+    assert str(estimated) == (
+        'judge: estimate for 1,200 items (and 3 from the cache): 2,400 requests, 123,456 prompt '
+        'tokens, 7,890 completion tokens, $1.50; assuming this.'
+    )
+    unknown = dataclasses.replace(estimated, cost=None, cached_items=0)
+    assert 'tokens, price unknown without --prices; assuming' in str(unknown)
