@@ -3,8 +3,8 @@
 Skills in mathematics and code transfer from English, so a model need not learn them again in every
 language (section 5 and Figure 4 of the paper): 32,000 translated conversations about mathematics
 and 16,000 about code per language are enough. By default, all English rows are kept. In the other
-languages, near-duplicates are removed first. Then a random sample is drawn: the rows with the smallest hashes
-of seed and id. So the sample does not depend on the order of the rows.
+languages, near-duplicates are removed first. Then a random sample is drawn: the rows with the
+smallest hashes of seed and id. So the sample does not depend on the order of the rows.
 """
 
 import collections
