@@ -75,7 +75,13 @@ def _run(stage: Stage | FileCommand, command_flags: stage_flags.StageFlags) -> N
 async def _run_with_model(stage: Stage, run: StageRun, choice: ModelChoice) -> StageManifest:
     """Open the model, and run a stage that uses it."""
     async with open_model(choice) as model:
-        return await stage.run(dataclasses.replace(run, model=model))
+        try:
+            run = dataclasses.replace(run, model=model, progress_facts=lambda: model.progress_facts)
+            return await stage.run(run)
+        finally:
+            # Counts of this run are not a part of the output, which a repeated command prints too.
+            if counts := model.report():
+                print(counts, file=sys.stderr)
 
 
 def _with_underscores(word: str) -> str:

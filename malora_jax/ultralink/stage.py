@@ -76,6 +76,7 @@ class StageRun(Generic[Config]):
         concurrency: Maximum number of items in progress at a time, each with at most one model
             request. A stage without a model ignores it.
         shard_items: Number of items per shard.
+        progress_facts: Function that returns short texts for the progress, such as the cost.
     """
 
     config: Config
@@ -87,6 +88,7 @@ class StageRun(Generic[Config]):
     seed: int = 0
     concurrency: int = 64
     shard_items: int = SHARD_ITEMS
+    progress_facts: Callable[[], Sequence[str]] = tuple
 
 
 class PreparedStage(NamedTuple):
@@ -113,6 +115,7 @@ async def run(
     concurrency: int = 1,
     shard_items: int = SHARD_ITEMS,
     read: ReadItems | None = None,
+    progress_facts: Callable[[], Sequence[str]] = tuple,
 ) -> StageManifest:
     """Run a stage, or resume it after the last finished shard.
 
@@ -133,6 +136,7 @@ async def run(
         shard_items: Number of items per shard.
         read: Function that yields the input items. None = `shards.read`, which reads the rows of
             other stages; the ids of these rows must be unique.
+        progress_facts: Function that returns short texts for the progress, such as the cost.
 
     Returns:
         The manifest of the finished stage.
@@ -158,7 +162,8 @@ async def run(
             items = itertools.islice(rows, num_done, None)
             with ProgressBar(stage, total, 'item', num_done, delay=1.0) as bar:
                 bar.update(num_done)
-                await _write_shards(writer, _process_in_order(process, items, concurrency), bar)
+                outcomes = _process_in_order(process, items, concurrency)
+                await _write_shards(writer, outcomes, bar, progress_facts)
             if not writer.manifest.shards:
                 raise UserError(f'{", ".join(map(str, inputs))}: there are no rows.')
             writer.finish()
@@ -188,7 +193,10 @@ def format_counts(manifest: StageManifest) -> str:
 
 
 async def _write_shards(
-    writer: shards.ShardWriter, outcomes: AsyncIterator[tuple[Row, ItemOutcome]], bar: ProgressBar
+    writer: shards.ShardWriter,
+    outcomes: AsyncIterator[tuple[Row, ItemOutcome]],
+    bar: ProgressBar,
+    progress_facts: Callable[[], Sequence[str]],
 ) -> None:
     """Write the outcomes in shards, each for a fixed number of items."""
     rows: list[Mapping[str, Any]] = []
@@ -198,7 +206,7 @@ async def _write_shards(
         shard += _count_outcome(item, outcome)
         if outcome.message:
             bar.write(outcome.message, sys.stderr)
-        bar.advance(1)
+        bar.advance(1, progress_facts())
         if shard.items == writer.manifest.shard_items:
             writer.add(rows, shard)
             rows, shard = [], ShardCounts()

@@ -130,6 +130,7 @@ class Stage(Command):
             concurrency=run.concurrency if 'model' in self.needs else 1,
             shard_items=run.shard_items,
             read=self.read,
+            progress_facts=run.progress_facts,
         )
 
 

@@ -49,8 +49,7 @@ def test_all_requests_about_a_document_begin_with_it(code):
 def test_languages_ask_for_the_same_things():
     bullets = {
         code: [
-            prompts.load(code).requirements[stage].count('\n- ')
-            for stage in prompts.PROMPT_NAMES
+            prompts.load(code).requirements[stage].count('\n- ') for stage in prompts.PROMPT_NAMES
         ]
         for code in LANGUAGES
     }
