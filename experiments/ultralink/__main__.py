@@ -22,7 +22,9 @@ from experiments import cli
 from experiments.ultralink import stage_flags
 from malora_jax import commands
 from malora_jax.errors import UserError, unknown_name
+from malora_jax.ultralink.estimate import estimate
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
+from malora_jax.ultralink.preview import preview
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES, FileCommand, Stage
 
@@ -77,16 +79,24 @@ async def _run_with_model(
     stage: Stage, run: StageRun, choice: ModelChoice, command_flags: stage_flags.StageFlags
 ) -> str:
     """Preview, estimate or run a stage that uses a model, and return the text to print."""
-    prices = command_flags.prices
+    if command_flags.preview_items or command_flags.only_estimates:
+        # Neither waits for batches, which take hours.
+        endpoint = dataclasses.replace(choice.endpoint, batch=False)
+        choice = dataclasses.replace(choice, endpoint=endpoint)
     async with open_model(choice) as model:
-        run = dataclasses.replace(run, model=model)
-        if command_flags.preview_items:
-            return await stage.preview(run, command_flags.preview_items)
-        estimate = await stage.estimate(run, prices)
-        if command_flags.only_estimates:
-            return str(estimate)
-        print(estimate, file=sys.stderr, flush=True)
-        return stage.summary(run, await stage.run(run))
+        run = dataclasses.replace(run, model=model, progress_facts=lambda: model.progress_facts)
+        try:
+            if command_flags.preview_items:
+                return await preview(stage, run, command_flags.preview_items)
+            expected = await estimate(stage, run)
+            if command_flags.only_estimates:
+                return str(expected)
+            print(expected, file=sys.stderr, flush=True)
+            return stage.summary(run, await stage.run(run))
+        finally:
+            # Counts of this run are not a part of the output, which a repeated command prints too.
+            if counts := model.report():
+                print(counts, file=sys.stderr)
 
 
 def _with_underscores(word: str) -> str:

@@ -12,10 +12,10 @@ from experiments import cli
 from malora_jax import cloud_storage
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm.model_choice import ModelChoice, is_local
-from malora_jax.ultralink.llm.prices import Prices, load_prices
+from malora_jax.ultralink.llm.request_format import EndpointSettings
 from malora_jax.ultralink.selection import Selection
-from malora_jax.ultralink.settings import declarations
-from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.settings import Settings, declarations
+from malora_jax.ultralink.stage import Config, StageRun
 from malora_jax.ultralink.stages import Command
 from malora_jax.ultralink.text.tokens import load_token_counter
 
@@ -32,7 +32,8 @@ _BASE_URL = (
     "default: OpenAI's."
 )
 _CONCURRENCY = (
-    'Maximum number of model requests in progress at a time; default: 64, or 8 for a local model.'
+    'Maximum number of model requests in progress at a time; default: 64, 8 for a local model, or '
+    '5,000 with --batch.'
 )
 _TIMEOUT = 'Timeout of one attempt at a model request, in seconds.'
 _TOKEN_LIMIT = (
@@ -59,16 +60,14 @@ _ESTIMATE = (
     'Instead of a run, print its estimated number of requests and tokens, and its price; no '
     'request is sent, and no output is written.'
 )
-_PRICES = (
-    'TOML file with the prices of models, in US dollars per million tokens, such as ["gpt-4o"] '
-    'with the lines prompt = 2.5 and completion = 10.0.'
-)
 _SEED = 'Random seed of all random choices of the stage.'
 # Flags by group, for --help; the others are the settings of the stage.
 _FLAG_GROUPS = {
     'data': ('input', 'output', 'tokenizer', 'sample', 'limit'),
-    'before': ('preview', 'estimate', 'prices'),
-    'model': ('llm', 'base_url', 'concurrency', 'timeout', 'token_limit', 'cache'),
+    'before': ('preview', 'estimate'),
+    'model': ('llm', 'base_url', 'concurrency', 'timeout', 'cache'),
+    'format': ('preset', 'parameter_names', 'extra_body', 'extra_headers', 'api_key_variable'),
+    'limits': ('token_limit', 'prices', 'price_limit', 'requests_per_minute', 'tokens_per_minute'),
 }
 # A stage with more flags lists them by group.
 _MAX_UNGROUPED = 6
@@ -76,6 +75,7 @@ _MAX_UNGROUPED = 6
 _DEFINE: dict[Any, Any] = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
     Sequence[pathlib.Path]: flags.DEFINE_list,
 }
 
@@ -87,7 +87,6 @@ class StageFlags:
         self._stage = stage
         self._registry = registry
         self._flags: dict[str, flags.FlagHolder[Any]] = {}
-        self._hints = typing.get_type_hints(stage.config)
         if stage.inputs:
             self._define('input', stage.inputs, flags.DEFINE_list, required=True)
         if stage.output:
@@ -99,10 +98,7 @@ class StageFlags:
         if 'model' in stage.needs:
             self._define_selection()
             self._define_model()
-        for name, each in declarations(stage.config).items():
-            default, required = getattr(stage.config, name, None), not hasattr(stage.config, name)
-            kind = _DEFINE.get(self._hints[name], flags.DEFINE_string)
-            self._define(name, each.flag_help, kind, default, required=required)
+        self._define_settings(stage.config)
 
     @property
     def help(self) -> str:
@@ -138,16 +134,6 @@ class StageFlags:
         """Whether to print the estimate without a run."""
         return self._value('estimate')
 
-    @property
-    def prices(self) -> Prices:
-        """Table of prices.
-
-        Raises:
-            UserError: The file is missing or broken.
-        """
-        path = self._value('prices')
-        return load_prices(pathlib.Path(path) if path else None)
-
     def parse(self) -> tuple[StageRun[Any], ModelChoice | None]:
         """Return the run that the flags describe, and the choice of the model.
 
@@ -160,9 +146,7 @@ class StageFlags:
         stage = self._stage
         output = self._output() if stage.output else pathlib.Path()
         choice = self._model_choice(output) if 'model' in stage.needs else None
-        config = stage.config(
-            **{name: self._setting_value(name) for name in declarations(stage.config)}
-        )
+        config = self._settings(stage.config)
         resources: dict[str, Any] = {}
         if 'seed' in stage.needs:
             resources['seed'] = self._value('seed')
@@ -190,7 +174,6 @@ class StageFlags:
         for name, text in (('sample', _SAMPLE), ('limit', _LIMIT), ('preview', _PREVIEW)):
             self._define(name, text, flags.DEFINE_integer, 0, lower_bound=0)
         self._define('estimate', _ESTIMATE, flags.DEFINE_boolean, False)
-        self._define('prices', _PRICES)
 
     def _define_model(self) -> None:
         self._define('llm', _LLM, required=True)
@@ -199,6 +182,15 @@ class StageFlags:
         self._define('timeout', _TIMEOUT, flags.DEFINE_float, 600.0)
         self._define('token_limit', _TOKEN_LIMIT, flags.DEFINE_integer, 0)
         self._define('cache', _CACHE)
+        self._define_settings(EndpointSettings)
+
+    def _define_settings(self, settings: type[Settings]) -> None:
+        """Define a flag for each field of a settings dataclass."""
+        hints = typing.get_type_hints(settings)
+        for name, each in declarations(settings).items():
+            default, required = getattr(settings, name, None), not hasattr(settings, name)
+            kind = _DEFINE.get(hints[name], flags.DEFINE_string)
+            self._define(name, each.flag_help, kind, default, required=required)
 
     def _value(self, name: str) -> Any:
         return self._flags[name].value
@@ -208,15 +200,28 @@ class StageFlags:
         return ModelChoice(
             llm,
             pathlib.Path(cache) if cache else output.parent / 'answers.sqlite',
-            self._value('concurrency') or (8 if is_local(llm) else 64),
+            self._value('concurrency') or self._default_concurrency(llm),
             self._value('base_url'),
             self._value('timeout'),
             self._value('token_limit'),
+            self._settings(EndpointSettings),
         )
 
-    def _setting_value(self, name: str) -> Any:
+    def _default_concurrency(self, llm: str) -> int:
+        if is_local(llm):
+            return 8
+        # All requests in progress make one batch, which takes hours.
+        return 5000 if self._value('batch') else 64
+
+    def _settings(self, settings: type[Config]) -> Config:
+        """Return a settings dataclass with the values of its flags."""
+        hints = typing.get_type_hints(settings)
+        return settings(
+            **{name: self._setting_value(name, hints[name]) for name in declarations(settings)}
+        )
+
+    def _setting_value(self, name: str, hint: Any) -> Any:
         """Return the value that a flag gives to its settings field, in the type of the field."""
-        hint = self._hints[name]
         if hint == Sequence[pathlib.Path]:
             return self._paths(name)
         if hint == pathlib.Path or (hint == pathlib.Path | None and self._value(name)):

@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from malora_jax.data.file_rows import Row
+from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm.cache import CachedModel
 from malora_jax.ultralink.llm.chat import ModelRequest, Reply
-from malora_jax.ultralink.llm.prices import Prices
+from malora_jax.ultralink.llm.usage import TokenUsage
+from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.selection import smallest_hashes
 from malora_jax.ultralink.stage import PreparedStage, StageRun
+from malora_jax.ultralink.stages import Stage
 
 # Number of items from which the expected usage of all others is computed.
 _DRAWN_ITEMS = 200
@@ -67,33 +70,32 @@ class Estimate:
         )
 
 
-async def estimate(
-    stage: str,
-    prepare: Callable[[StageRun[Any]], PreparedStage],
-    run: StageRun[Any],
-    items: Iterable[Row],
-    num_finished: int,
-    prices: Prices,
-) -> Estimate:
+async def estimate(stage: Stage, run: StageRun[Any]) -> Estimate:
     """Estimate the usage of a stage for the items that are not finished. No request is sent.
 
     Args:
-        stage: Name of the stage.
-        prepare: Function that prepares the stage.
+        stage: Stage that uses a model.
         run: Settings, data and resources; the model has a cache.
-        items: Selected items, in order.
-        num_finished: Number of items at the start whose rows are in the output already.
-        prices: Prices of tokens.
 
     Raises:
-        UserError: An item is broken.
+        UserError: A setting or an item is wrong, or the output directory cannot be used.
     """
-    meter = _UsageMeter(prepare, run)
-    remaining = iter(items)
+    meter = _UsageMeter(stage.prepare, run)
+    settings = stage.recorded_settings(run, meter.prepared)
+    inputs = shards.digest(run.inputs)
+    start = shards.find_start(
+        run.output,
+        StageManifest(
+            stage.name, settings, run.seed, inputs, run.shard_items, selection=run.selection
+        ),
+    )
+    remaining = iter(() if start.complete else stage.items(run))
+    num_finished = start.total.items
     finished = collections.deque(itertools.islice(remaining, num_finished), _FINISHED_ITEMS)
     usages, _ = await meter.measure(finished)
     cached_usages, uncached = await meter.measure(itertools.islice(remaining, _NEXT_ITEMS))
-    measured = [each for each in usages + cached_usages if each.actual_3[0] and each.expected_3[0]]
+    # An item may need no request, and some servers do not report numbers of tokens.
+    measured = [each for each in usages + cached_usages if np.all(each)]
     drawn, num_items = _draw(itertools.chain(uncached, remaining), run.seed)
     usage_3 = sum(map(meter.expected, drawn), np.zeros(3)) * num_items / max(1, len(drawn))
     if measured:
@@ -101,13 +103,13 @@ async def estimate(
         usage_3 *= actual_3 / expected_3
     requests, prompt_tokens, completion_tokens = (round(float(value)) for value in usage_3)
     return Estimate(
-        stage,
+        stage.name,
         num_items,
         len(cached_usages),
         requests,
         prompt_tokens,
         completion_tokens,
-        prices.cost(run.model.name, prompt_tokens, completion_tokens),
+        meter.model.cost(TokenUsage(prompt_tokens, completion_tokens)),
         meter.basis(len(measured)),
     )
 
@@ -135,14 +137,20 @@ class _MeasuredUsage(NamedTuple):
 
 
 class _UsageMeter:
-    """Expected usage of items, and actual usage of those whose replies are in the cache."""
+    """Expected usage of items, and actual usage of those whose replies are in the cache.
+
+    Attributes:
+        model: Model with the cache.
+        prepared: The stage, prepared with a model that replies only from this cache.
+    """
 
     def __init__(self, prepare: Callable[[StageRun[Any]], PreparedStage], run: StageRun[Any]):
         assert isinstance(run.model, CachedModel), run.model
+        self.model = run.model
         self._replies = _CachedReplies(run.model)
-        self._process, _, expectation = prepare(dataclasses.replace(run, model=self._replies))
-        assert expectation
-        self._expectation = expectation
+        self.prepared = prepare(dataclasses.replace(run, model=self._replies))
+        assert self.prepared.expectation
+        self._expectation = self.prepared.expectation
         self._has_tokenizer = bool(run.token_counter)
         self._count_tokens = run.token_counter or count_bytes
 
@@ -157,7 +165,7 @@ class _UsageMeter:
         for row in rows:
             self._replies.given.clear()
             try:
-                await self._process(row)
+                await self.prepared.process(row)
             except _NotCachedError:
                 others.append(row)
             else:
@@ -181,9 +189,8 @@ class _UsageMeter:
 
     def _actual(self) -> _Usage:
         replies = self._replies.given
-        completion_tokens = sum(self._count_tokens(reply.text) for reply in replies)
-        tokens = sum(reply.tokens for reply in replies)
-        return np.array([len(replies), tokens - completion_tokens, completion_tokens])
+        usage = sum((reply.usage for reply in replies), TokenUsage())
+        return np.array([len(replies), usage.prompt, usage.completion])
 
 
 class _NotCachedError(Exception):

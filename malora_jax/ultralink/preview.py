@@ -3,13 +3,15 @@
 import asyncio
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from malora_jax.data.file_rows import Row
 from malora_jax.ultralink.llm.cache import CachedModel
 from malora_jax.ultralink.llm.chat import ModelRequest, Reply
-from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
+from malora_jax.ultralink.selection import smallest_hashes
+from malora_jax.ultralink.stage import ItemOutcome, StageRun
+from malora_jax.ultralink.stages import Stage
 
 
 class _Exchange(NamedTuple):
@@ -39,23 +41,22 @@ class _RecordingModel:
         return reply
 
 
-async def preview(
-    prepare: Callable[[StageRun[Any]], PreparedStage], run: StageRun[Any], items: Sequence[Row]
-) -> str:
+async def preview(stage: Stage, run: StageRun[Any], num_items: int) -> str:
     """Process a few items, and return their prompts, replies and outcomes as text.
 
-    The replies are cached, so a run of the stage does not pay for them again. Nothing else is
-    written.
+    The items are the first ones of a sample. The replies are cached, so a run of the stage does not
+    pay for them again. Nothing else is written.
 
     Args:
-        prepare: Function that prepares the stage.
+        stage: Stage that uses a model.
         run: Settings, data and resources; the model has a cache.
-        items: Items to process.
+        num_items: Number of items; all items if there are fewer.
 
     Raises:
-        UserError: An item is broken, or the model rejects a request.
+        UserError: A setting or an item is wrong, or the model rejects a request.
         OSError: The model fails or cannot be reached.
     """
+    items = smallest_hashes(stage.items(run), num_items, run.seed)
     cached_model = run.model
     assert isinstance(cached_model, CachedModel), cached_model
     slots = asyncio.Semaphore(run.concurrency)
@@ -64,7 +65,7 @@ async def preview(
         # Each item has its own model, which tells its requests from those of the other items.
         model = _RecordingModel(cached_model)
         async with slots:
-            return model, await prepare(dataclasses.replace(run, model=model)).process(item)
+            return model, await stage.prepare(dataclasses.replace(run, model=model)).process(item)
 
     done = await asyncio.gather(*map(process, items))
     exchanges = [exchange for model, _ in done for exchange in model.exchanges]

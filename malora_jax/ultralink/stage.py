@@ -78,6 +78,7 @@ class StageRun(Generic[Config]):
             request. A stage without a model ignores it.
         shard_items: Number of items per shard.
         selection: Selection of the input items to process.
+        progress_facts: Function that returns short texts for the progress, such as the cost.
     """
 
     config: Config
@@ -90,6 +91,7 @@ class StageRun(Generic[Config]):
     concurrency: int = 64
     shard_items: int = SHARD_ITEMS
     selection: Selection = ALL_ITEMS
+    progress_facts: Callable[[], Sequence[str]] = tuple
 
 
 class ExpectedRequest(NamedTuple):
@@ -139,6 +141,7 @@ async def run(
     shard_items: int = SHARD_ITEMS,
     selection: Selection = ALL_ITEMS,
     read: ReadItems | None = None,
+    progress_facts: Callable[[], Sequence[str]] = tuple,
 ) -> StageManifest:
     """Run a stage, or resume it after the last finished shard.
 
@@ -160,6 +163,7 @@ async def run(
         selection: Selection of the input items to process; a larger one extends the output.
         read: Function that yields the input items. None = `shards.read`, which reads the rows of
             other stages; the ids of these rows must be unique.
+        progress_facts: Function that returns short texts for the progress, such as the cost.
 
     Returns:
         The manifest of the finished stage.
@@ -184,7 +188,8 @@ async def run(
             items = itertools.islice(selected, num_done, None)
             with ProgressBar(stage, total, 'item', num_done, delay=1.0) as bar:
                 bar.update(num_done)
-                await _write_shards(writer, _process_in_order(process, items, concurrency), bar)
+                outcomes = _process_in_order(process, items, concurrency)
+                await _write_shards(writer, outcomes, bar, progress_facts)
             if not writer.manifest.shards:
                 raise UserError(f'{", ".join(map(str, inputs))}: there are no rows.')
             writer.finish()
@@ -219,7 +224,10 @@ def format_counts(manifest: StageManifest) -> str:
 
 
 async def _write_shards(
-    writer: shards.ShardWriter, outcomes: AsyncIterator[tuple[Row, ItemOutcome]], bar: ProgressBar
+    writer: shards.ShardWriter,
+    outcomes: AsyncIterator[tuple[Row, ItemOutcome]],
+    bar: ProgressBar,
+    progress_facts: Callable[[], Sequence[str]],
 ) -> None:
     """Write the outcomes in shards, each for a fixed number of items."""
     rows: list[Mapping[str, Any]] = []
@@ -229,7 +237,7 @@ async def _write_shards(
         shard += _count_outcome(item, outcome)
         if outcome.message:
             bar.write(outcome.message, sys.stderr)
-        bar.advance(1)
+        bar.advance(1, progress_facts())
         if shard.items == writer.manifest.shard_items:
             writer.add(rows, shard)
             rows, shard = [], ShardCounts()

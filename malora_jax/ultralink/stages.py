@@ -18,17 +18,11 @@ from malora_jax.ultralink import (
     documents,
     prune,
     release_import,
-    shards,
     stage,
     translate,
 )
-from malora_jax.ultralink import estimate as estimate_lib
-from malora_jax.ultralink import preview as preview_lib
-from malora_jax.ultralink.estimate import Estimate
 from malora_jax.ultralink.evaluation import judge, mgsm
-from malora_jax.ultralink.llm.prices import Prices
 from malora_jax.ultralink.manifest import StageManifest
-from malora_jax.ultralink.selection import smallest_hashes
 from malora_jax.ultralink.settings import Settings
 from malora_jax.ultralink.stage import PreparedStage, ReadItems, StageRun
 from malora_jax.ultralink.text import wikipedia
@@ -127,49 +121,20 @@ class Stage(Command):
             prepared.process,
             run.inputs,
             run.output,
-            settings=self._recorded_settings(run, prepared),
+            settings=self.recorded_settings(run, prepared),
             seed=run.seed,
             concurrency=run.concurrency if 'model' in self.needs else 1,
             shard_items=run.shard_items,
             selection=run.selection,
             read=self.read,
+            progress_facts=run.progress_facts,
         )
 
-    async def estimate(self, run: StageRun[Any], prices: Prices) -> Estimate:
-        """Estimate the requests, tokens and price of what a run has yet to do.
-
-        Raises:
-            UserError: A setting or an input is wrong, or the output directory cannot be used.
-        """
-        settings = self._recorded_settings(run, self.prepare(run))
-        inputs = shards.digest(run.inputs)
-        manifest = StageManifest(
-            self.name, settings, run.seed, inputs, run.shard_items, selection=run.selection
-        )
-        start = shards.find_start(run.output, manifest)
-        items = () if start.complete else self._items(run)
-        num_finished = start.total.items
-        return await estimate_lib.estimate(
-            self.name, self.prepare, run, items, num_finished, prices
-        )
-
-    async def preview(self, run: StageRun[Any], num_items: int) -> str:
-        """Return the prompts and replies of a few random items as text; see `preview`.
-
-        The items are the first ones of a sample.
-
-        Raises:
-            UserError: A setting or an input is wrong, or the model rejects a request.
-            OSError: The model fails or cannot be reached.
-        """
-        items = smallest_hashes(self._items(run), num_items, run.seed)
-        return await preview_lib.preview(self.prepare, run, items)
-
-    def _items(self, run: StageRun[Any]) -> Iterable[Row]:
+    def items(self, run: StageRun[Any]) -> Iterable[Row]:
         """Return the selected items of a run."""
         return run.selection.select(stage.read_items(run.inputs, self.read), run.seed)
 
-    def _recorded_settings(self, run: StageRun[Any], prepared: PreparedStage) -> dict[str, Any]:
+    def recorded_settings(self, run: StageRun[Any], prepared: PreparedStage) -> dict[str, Any]:
         """Return the settings that the manifest of a run records."""
         settings = run.config.recorded_values
         if 'model' in self.needs:

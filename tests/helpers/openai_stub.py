@@ -42,12 +42,20 @@ def texts() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def _stages() -> dict[str, tuple[str, str]]:
-    """Return the language and stage of each known system message."""
+    """Return the language and stage of the requirements in each dialogue prompt."""
     return {
-        prompts.load(language).system_messages[stage]: (language, stage)
+        prompts.load(language).requirements[stage]: (language, stage)
         for language in texts()
         for stage in prompts.PROMPT_NAMES
     }
+
+
+def _dialogue_stage(user: str) -> tuple[str, str] | None:
+    """Return the language and stage of a user message in a dialogue; None for another message."""
+    after_document = user.partition('</document>\n\n')[2]
+    return next(
+        (found for text, found in _stages().items() if after_document.startswith(text)), None
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +155,7 @@ class StubEndpoint:
         return web.json_response(self._completion(body, key, content))
 
     def _completion(self, body: dict[str, Any], key: str, fault: str) -> dict[str, Any]:
-        known = _stages().get(body['messages'][0]['content'])
+        known = _dialogue_stage(body['messages'][-1]['content'])
         text = dialogue_text(*known, key, fault) if known else self.answer(body)
         if fault == 'truncated':
             text = text[: len(text) // 2]

@@ -16,6 +16,7 @@ from malora_jax.ultralink.dialogues import DialoguesConfig
 from malora_jax.ultralink.evaluation.judge import JudgeConfig
 from malora_jax.ultralink.evaluation.mgsm import MgsmConfig
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
+from malora_jax.ultralink.llm.request_format import EndpointSettings
 from malora_jax.ultralink.selection import ALL_ITEMS, Selection
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.translate import TranslateConfig
@@ -136,11 +137,18 @@ async def open_run(
     items: int,
     selection: Selection = ALL_ITEMS,
     concurrency: int = 8,
+    prices: pathlib.Path | None = None,
 ) -> Iterator[StageRun]:
     """Yield a run of a stage with new rows, an endpoint and a cache."""
     billed = BILLED_STAGES[name]
     source = write_rows(root / f'{name}-{items}.jsonl', map(billed.row, range(items)))
-    choice = ModelChoice(MODEL, root / 'answers.sqlite', concurrency, address)
+    choice = ModelChoice(
+        MODEL,
+        root / 'answers.sqlite',
+        concurrency,
+        address,
+        endpoint=EndpointSettings(prices=prices),
+    )
     with mock.patch.dict(os.environ, OPENAI_API_KEY='any'):
         async with open_model(choice) as model:
             yield StageRun(

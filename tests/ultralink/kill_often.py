@@ -72,7 +72,7 @@ def cached_keys(root: pathlib.Path) -> set[bytes]:
         return {key for [key] in connection.execute('SELECT key FROM replies')}
 
 
-def key_in_cache(body: dict) -> bytes:
+def key_in_cache(address: str, body: dict) -> bytes:
     """Return the cache key of a request that the stub received; its seed identifies the sample.
 
     Raises:
@@ -83,7 +83,7 @@ def key_in_cache(body: dict) -> bytes:
     for sample in range(DialoguesConfig().attempts):
         request = ModelRequest(STAGE, messages, sampling, sample)
         if request.sampling_seed == body['seed']:
-            return hashlib.sha256(f'{MODEL}\0'.encode() + request.digest).digest()
+            return hashlib.sha256(f'{address}\0{MODEL}\0'.encode() + request.digest).digest()
     raise AssertionError('The stub received a request that this stage cannot have sent.')
 
 
@@ -125,7 +125,7 @@ def main(kills: int, seed: int, count: int) -> int:
                     print(f'The stage finished after {number - 1} kills: give it more segments.')
                     return 1
                 for key in stub.requests.keys() - keys.keys():
-                    keys[key] = key_in_cache(stub.requests[key])
+                    keys[key] = key_in_cache(stub.address, stub.requests[key])
                 found = cached_keys(root / 'killed')
                 for key, cached in keys.items():
                     if cached in found:

@@ -19,11 +19,12 @@ from tests.helpers.openai_stub import FailurePlan, document, serve_stub, texts
 from tests.ultralink.helpers import FakeModel, WordCounter, contents, read_rows, write_rows
 
 PROMPTS = prompts.load('en')
-STAGE_OF = {system: stage for stage, system in PROMPTS.system_messages.items()}
 
 
 def stage_of(request):
-    return STAGE_OF[request.messages[0].content]
+    user = request.messages[1].content
+    [stage] = [name for name, text in PROMPTS.requirements.items() if f'\n\n{text}\n\n' in user]
+    return stage
 
 
 def kind_of(request):

@@ -6,8 +6,9 @@ import dataclasses
 import pytest
 
 from malora_jax.errors import UserError
+from malora_jax.ultralink import estimate as estimating
+from malora_jax.ultralink import preview as previewing
 from malora_jax.ultralink.estimate import Estimate
-from malora_jax.ultralink.llm.prices import Prices, TokenPrices
 from malora_jax.ultralink.selection import ALL_ITEMS, Selection
 from malora_jax.ultralink.stages import STAGES
 from tests.helpers.openai_stub import FailurePlan, serve_stub
@@ -15,7 +16,6 @@ from tests.ultralink.billed_stages import BILLED_STAGES, MODEL, open_run
 from tests.ultralink.helpers import contents, write_rows
 
 ITEMS = 80
-PRICES = Prices({MODEL: TokenPrices(1.0, 4.0)})
 PLAN = FailurePlan({'truncated': 0.05, 'wrong_language': 0.05, 'rate_limit': 0.05})
 
 
@@ -29,13 +29,15 @@ async def run(name, root, stub, selection=ALL_ITEMS, **how):
 
 
 async def estimate(name, root, stub, selection=ALL_ITEMS, items=ITEMS):
-    async with open_run(name, root, stub.address, items, selection) as given:
-        return await STAGES[name].estimate(given, PRICES)
+    prices = root / 'prices.toml'
+    prices.write_text(f'[{MODEL}]\nprompt = 1.0\ncompletion = 4.0\n')
+    async with open_run(name, root, stub.address, items, selection, prices=prices) as given:
+        return await estimating.estimate(STAGES[name], given)
 
 
 async def preview(name, root, stub, number=5):
     async with open_run(name, root, stub.address, ITEMS) as given:
-        return await STAGES[name].preview(given, number)
+        return await previewing.preview(STAGES[name], given, number)
 
 
 def billed(stub):
@@ -154,7 +156,7 @@ def test_an_estimate_checks_the_output_and_the_rows(tmp_path):
         async with open_run('translate', tmp_path, stub.address, 3) as given:
             rows = write_rows(tmp_path / 'bad.jsonl', [{'id': 'a', 'language': 'en'}])
             given = dataclasses.replace(given, inputs=[rows], output=tmp_path / 'new')
-            return await STAGES['translate'].estimate(given, PRICES)
+            return await estimating.estimate(STAGES['translate'], given)
 
     with pytest.raises(UserError, match=r'bad\.jsonl:1'):
         asyncio.run(estimate_broken())

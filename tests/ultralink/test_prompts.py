@@ -33,14 +33,23 @@ def test_prompts_are_in_their_language_and_with_their_spaces(code):
         assert identify_language(system.content) == identify_language(user.content) == code
         if code != 'zh':
             assert system.content.count(' ') > len(system.content) / 10
-    assert len(set(loaded.system_messages.values())) == 5
+    assert len(set(loaded.requirements.values())) == 5
+
+
+@pytest.mark.parametrize('code', LANGUAGES)
+def test_all_requests_about_a_document_begin_with_it(code):
+    loaded = prompts.load(code)
+    for stage in prompts.PROMPT_NAMES:
+        system, user = loaded.messages(stage, 'Its text.', TURNS, 'The last one?')
+        assert system.content == loaded.system_message
+        start = f'<document>\nIts text.\n</document>\n\n{loaded.requirements[stage]}\n\n'
+        assert user.content.startswith(start)
 
 
 def test_languages_ask_for_the_same_things():
     bullets = {
         code: [
-            prompts.load(code).system_messages[stage].count('\n- ')
-            for stage in prompts.PROMPT_NAMES
+            prompts.load(code).requirements[stage].count('\n- ') for stage in prompts.PROMPT_NAMES
         ]
         for code in LANGUAGES
     }

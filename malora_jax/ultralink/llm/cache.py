@@ -1,5 +1,9 @@
 """Cache of model replies in a SQLite file, so that no request is paid for twice.
 
+The key of a reply is a hash of the endpoint, the model and the request. Files of earlier versions
+have keys without the endpoint. Their replies stay usable, for the same model at any endpoint,
+because they are paid for.
+
 Each reply is committed before it is used. Because of write-ahead logging (WAL), a killed process
 loses no reply. A power failure loses at most the last few and does not corrupt the file.
 """
@@ -15,13 +19,25 @@ from collections.abc import Iterator
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm.chat import ChatModel, ModelRequest, Reply
+from malora_jax.ultralink.llm.usage import TokenUsage, UsageMeter
 
 # Seconds to wait while another process locks the file.
 _LOCK_TIMEOUT_S = 60.0
-_TABLE = (
+_TABLES = (
     'CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, text TEXT NOT NULL, '
-    'finish_reason TEXT NOT NULL, tokens INTEGER NOT NULL) WITHOUT ROWID'
+    'finish_reason TEXT NOT NULL, tokens INTEGER NOT NULL) WITHOUT ROWID',
+    # Batches whose replies are not collected yet; the id is '' until the endpoint has given it.
+    'CREATE TABLE IF NOT EXISTS batches (name TEXT PRIMARY KEY, endpoint TEXT NOT NULL, '
+    'model TEXT NOT NULL, id TEXT NOT NULL)',
 )
+
+# Columns that files of earlier versions lack. Their replies count as completion tokens of a model
+# without a name, because the kinds of their tokens and their model are unknown.
+_NEW_COLUMNS = {
+    'model': "TEXT NOT NULL DEFAULT ''",
+    'prompt_tokens': 'INTEGER NOT NULL DEFAULT 0',
+    'cached_tokens': 'INTEGER NOT NULL DEFAULT 0',
+}
 
 
 class ReplyCache:
@@ -46,23 +62,77 @@ class ReplyCache:
 
     def get(self, key: bytes) -> Reply | None:
         """Return the reply with a key; None if there is none."""
-        query = 'SELECT text, finish_reason, tokens FROM replies WHERE key = ?'
+        query = (
+            'SELECT text, finish_reason, tokens, prompt_tokens, cached_tokens FROM replies '
+            'WHERE key = ?'
+        )
         # Check again whether the file exists, because another process may have created it.
         if not self._connection and not self._path.exists():
             return None
         row = self._connect().execute(query, (key,)).fetchone()
-        return None if row is None else Reply(*row)
+        if row is None:
+            return None
+        text, finish_reason, tokens, prompt, cached = row
+        return Reply(text, finish_reason, tokens, TokenUsage(prompt, tokens - prompt, cached))
 
-    def put(self, key: bytes, reply: Reply) -> None:
-        """Store a reply, unless there is one with the same key."""
-        query = 'INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)'
-        self._connect().execute(query, (key, *reply))
+    def put(self, key: bytes, reply: Reply, model: str = '') -> None:
+        """Store a reply, unless there is one with the same key.
+
+        Args:
+            key: Key of the reply.
+            reply: Reply to store.
+            model: Name of the model in the table of prices.
+        """
+        query = (
+            'INSERT OR IGNORE INTO replies '
+            '(key, text, finish_reason, tokens, model, prompt_tokens, cached_tokens) '
+            'VALUES (?, ?, ?, ?, ?, ?, ?)'
+        )
+        usage = reply.usage
+        values = (reply.text, reply.finish_reason, reply.tokens, model, usage.prompt, usage.cached)
+        self._connect().execute(query, (key, *values))
 
     @property
     def total_tokens(self) -> int:
         """Total number of tokens of all cached replies and their requests."""
         query = 'SELECT COALESCE(SUM(tokens), 0) FROM replies'
         return self._connection.execute(query).fetchone()[0] if self._connection else 0
+
+    def usage_by_model(self) -> dict[str, TokenUsage]:
+        """Return the numbers of tokens of all cached replies and their requests, by model."""
+        query = (
+            'SELECT model, SUM(prompt_tokens), SUM(tokens - prompt_tokens), SUM(cached_tokens) '
+            'FROM replies GROUP BY model ORDER BY model'
+        )
+        rows = self._connection.execute(query) if self._connection else ()
+        return {model: TokenUsage(*counts) for model, *counts in rows}
+
+    def batches(self, endpoint: str, model: str) -> dict[str, str]:
+        """Return the ids of the batches whose replies are not collected yet, by recorded name.
+
+        Args:
+            endpoint: Address of the endpoint.
+            model: Name that identifies the model.
+        """
+        query = 'SELECT name, id FROM batches WHERE endpoint = ? AND model = ?'
+        rows = self._connection.execute(query, (endpoint, model)) if self._connection else ()
+        return dict(iter(rows))
+
+    def record_batch(self, name: str, endpoint: str, model: str, identifier: str = '') -> None:
+        """Record a batch.
+
+        Args:
+            name: Name of the batch.
+            endpoint: Address of the endpoint.
+            model: Name that identifies the model.
+            identifier: Id that the endpoint has given to the batch; '' as long as it is unknown.
+        """
+        query = 'INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)'
+        self._connect().execute(query, (name, endpoint, model, identifier))
+
+    def remove_batch(self, name: str) -> None:
+        """Remove the record of a batch, whose replies are in the cache."""
+        self._connect().execute('DELETE FROM batches WHERE name = ?', (name,))
 
     def _connect(self) -> sqlite3.Connection:
         if not self._connection:
@@ -73,8 +143,32 @@ class ReplyCache:
             )
             self._connection.execute('PRAGMA journal_mode = WAL')
             self._connection.execute('PRAGMA synchronous = NORMAL')
-            self._connection.execute(_TABLE)
+            for table in _TABLES:
+                self._connection.execute(table)
+            _add_columns(self._connection)
         return self._connection
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """Add the columns that a file of an earlier version lacks."""
+    connection.execute('BEGIN IMMEDIATE')  # Another process may open the file at the same time.
+    columns = {row[1] for row in connection.execute('PRAGMA table_info(replies)')}
+    for name, declaration in _NEW_COLUMNS.items():
+        if name not in columns:
+            connection.execute(f'ALTER TABLE replies ADD COLUMN {name} {declaration}')
+    connection.execute('COMMIT')
+
+
+def reply_key(endpoint: str, name: str, digest: bytes) -> bytes:
+    """Return the key of a reply.
+
+    Args:
+        endpoint: Address of the endpoint; '' for a model in this process.
+        name: Name that identifies the model.
+        digest: Digest of the request.
+    """
+    place = f'{endpoint}\0' if endpoint else ''
+    return hashlib.sha256(f'{place}{name}\0'.encode() + digest).digest()
 
 
 @contextlib.contextmanager
@@ -114,10 +208,26 @@ class CachedModel:
         name: Name of the model.
     """
 
-    def __init__(self, model: ChatModel, cache: ReplyCache):
+    def __init__(
+        self,
+        model: ChatModel,
+        cache: ReplyCache,
+        endpoint: str = '',
+        meter: UsageMeter | None = None,
+    ):
+        """Combine a model and a cache.
+
+        Args:
+            model: Model that gives the replies that are not in the cache.
+            cache: Cache of replies.
+            endpoint: Address of the endpoint; '' for a model in this process.
+            meter: Counts of the model's requests; None for a model that costs nothing.
+        """
         self.name = model.name
         self._model = model
         self._cache = cache
+        self._endpoint = endpoint
+        self._meter = meter
         self._pending: dict[bytes, asyncio.Task[Reply]] = {}
 
     async def complete(self, request: ModelRequest) -> Reply:
@@ -139,15 +249,34 @@ class CachedModel:
 
     def find(self, request: ModelRequest) -> Reply | None:
         """Return the reply from the cache, or None if there is none; no request is sent."""
-        return self._cache.get(self._key(request))
+        # Files of earlier versions have keys without the endpoint.
+        return self._cache.get(self._key(request)) or (
+            self._cache.get(reply_key('', self.name, request.digest)) if self._endpoint else None
+        )
+
+    def cost(self, usage: TokenUsage) -> float | None:
+        """Return the cost of tokens in US dollars, or None if the prices are unknown."""
+        return self._meter.cost(usage) if self._meter else 0.0
+
+    @property
+    def progress_facts(self) -> list[str]:
+        """Short texts for the progress: tokens, errors and cost of the requests so far."""
+        return self._meter.facts if self._meter else []
+
+    def report(self) -> str:
+        """Return the counts of the requests of this run as text; '' if there were none."""
+        if not self._meter or not self._meter.requests:
+            return ''
+        return self._meter.report(self._cache.usage_by_model())
 
     def _key(self, request: ModelRequest) -> bytes:
-        return hashlib.sha256(self.name.encode() + b'\0' + request.digest).digest()
+        return reply_key(self._endpoint, self.name, request.digest)
 
     async def _request_and_store(self, key: bytes, request: ModelRequest) -> Reply:
         try:
             reply = await self._model.complete(request)
-            self._cache.put(key, reply)
+            if reply.is_cacheable:
+                self._cache.put(key, reply, self._meter.model if self._meter else '')
             return reply
         finally:
             del self._pending[key]

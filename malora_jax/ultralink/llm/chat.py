@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from malora_jax.ultralink import settings
+from malora_jax.ultralink.llm.usage import TokenUsage
 
 
 class ChatMessage(NamedTuple):
@@ -68,19 +69,31 @@ class ModelRequest:
         return int.from_bytes(self.digest[:4], 'big') >> 1
 
 
-class Reply(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Reply:
     """The reply of a model.
 
     Attributes:
-        text: Reply text, without surrounding white space.
+        text: Reply text, without surrounding white space and without <think> sections.
         finish_reason: 'stop'; 'length' for a truncated reply; 'content_filter'; 'refused' for
             messages that the model does not accept; 'malformed' for a response without text.
-        tokens: Number of tokens of the messages and the reply together.
+        tokens: Number of tokens of the messages and the reply together, including those of paid
+            responses that could not be read, so that the request was repeated.
+        usage: The same tokens by kind, if the model reports them.
     """
 
     text: str
     finish_reason: str
     tokens: int
+    usage: TokenUsage = dataclasses.field(default=TokenUsage(), compare=False)
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether the cache may keep the reply.
+
+        A response without text and without tokens may be an error of a gateway.
+        """
+        return self.finish_reason != 'malformed' or self.tokens > 0
 
 
 class ChatModel(Protocol):

@@ -1,37 +1,41 @@
 """A model at an OpenAI-compatible HTTP endpoint."""
 
 import asyncio
-import contextlib
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from malora_jax.errors import UserError
+from malora_jax.ultralink.llm import responses
 from malora_jax.ultralink.llm.chat import ModelRequest, Reply
+from malora_jax.ultralink.llm.limits import Amount, Budget, MinuteLimit, Reservation
+from malora_jax.ultralink.llm.prices import load_prices
+from malora_jax.ultralink.llm.request_format import EndpointSettings
+from malora_jax.ultralink.llm.responses import TransientError, UnreadableError
+from malora_jax.ultralink.llm.usage import TokenUsage, UsageMeter
 from malora_jax.ultralink.optional_imports import import_extra
 
-API_KEY_VARIABLE = 'OPENAI_API_KEY'
-# The library retries after the time in Retry-After if it is at most 2 minutes; without Retry-After,
-# it backs off exponentially, for up to 8 seconds per retry. For a longer Retry-After,
-# `Endpoint._post` waits itself: at most _MAX_LONG_WAITS times, each at most _MAX_WAIT_S seconds.
+# Number of repetitions of a request that fails, and of one whose response cannot be read.
 _RETRIES = 8
-_MAX_LONG_WAITS = 4
-_MAX_WAIT_S = 3600.0
-# Error codes that concern the messages of one request, not the whole run.
-_REFUSALS = ('context_length_exceeded', 'content_filter')
+_UNREADABLE_RETRIES = 4
+# A longer Retry-After is not waited for.
+_MAX_RETRY_AFTER_S = 3600.0
+# Number of first replies without an answer, and of requests in a row without a readable response,
+# after which no further request is sent.
+_MAX_ONLY_THOUGHTS = 5
+_MAX_UNREADABLE = 3
 # Upper bounds of the tokens that a chat template adds to a request, and to each message.
 _TEMPLATE_TOKENS = 64
 _MESSAGE_TOKENS = 8
-# Maximum length of a server's message that an error quotes.
-_MAX_MESSAGE_CHARACTERS = 200
 
 
 class Endpoint:
     """A model at an OpenAI-compatible endpoint.
 
     Attributes:
-        name: Name of the model, as sent in requests.
+        name: Name of the model, with all changes of the request format.
+        meter: Counts of the requests of this run.
     """
 
     def __init__(
@@ -42,6 +46,8 @@ class Endpoint:
         timeout_s: float,
         token_limit: int,
         tokens_used: int,
+        settings: EndpointSettings | None = None,
+        usage_before: Mapping[str, TokenUsage] | None = None,
     ):
         """Create the HTTP client, without sending a request.
 
@@ -52,28 +58,56 @@ class Endpoint:
             timeout_s: Timeout of one attempt in seconds.
             token_limit: Maximum total number of tokens of messages and replies; 0 = no limit.
             tokens_used: Number of tokens used before, which count towards the limit.
+            settings: Format of requests, limits and prices; None = the defaults.
+            usage_before: Tokens used before, by model, whose cost counts towards the price limit.
 
         Raises:
-            UserError: The extra `ultralink` is not installed, or the API key is not set.
+            UserError: The extra `ultralink` is not installed, the API key is not set, or the prices
+                cannot be read or lack a model.
         """
         import_extra('aiohttp')
         self._openai = import_extra('openai')
-        key = os.environ.get(API_KEY_VARIABLE)
+        settings = settings or EndpointSettings()
+        self._key_variable = settings.api_key_variable
+        key = os.environ.get(self._key_variable)
         if not key:
             raise UserError(
-                f'The environment variable {API_KEY_VARIABLE} is not set; if the server needs no '
+                f'The environment variable {self._key_variable} is not set; if the server needs no '
                 'key, set it to any value.'
             )
-        self.name = name
+        self._model = name
+        self._format = settings.request_format
+        self.name = self._format.identify(name)
         self._client = self._openai.AsyncOpenAI(
             api_key=key,
             base_url=base_url,
-            max_retries=_RETRIES,
+            # Each attempt must wait for the limits per minute, so the library repeats none.
+            max_retries=0,
             timeout=timeout_s,
+            default_headers=settings.headers,
             # The default client scans all its connections for each request, which is slow.
             http_client=self._openai.DefaultAioHttpClient(),
         )
-        self._budget = _TokenBudget(token_limit, tokens_used)
+        self._prices = load_prices(settings.prices)
+        self.meter = UsageMeter(name, self._prices)
+        if settings.price_limit:
+            for model in (name, *(usage_before or {})):
+                if model not in self._prices:
+                    raise UserError(f'--price_limit: {settings.prices} has no prices of {model!r}.')
+        costs = (each.cost(model, self._prices) for model, each in (usage_before or {}).items())
+        self._budget = Budget(
+            Amount(token_limit, settings.price_limit),
+            Amount(tokens_used, sum(cost or 0.0 for cost in costs)),
+        )
+        self._requests_per_minute = MinuteLimit(settings.requests_per_minute)
+        self._tokens_per_minute = MinuteLimit(settings.tokens_per_minute)
+        self._has_answered = False
+        self._only_thoughts = self._unreadable_in_a_row = 0
+
+    @property
+    def address(self) -> str:
+        """Address of the endpoint, which cache keys contain."""
+        return str(self._client.base_url).rstrip('/')
 
     async def close(self) -> None:
         """Close all connections to the endpoint."""
@@ -86,175 +120,184 @@ class Endpoint:
         filter, the reply has the finish reason 'refused'.
 
         Raises:
-            UserError: The request may exceed the token limit, or the endpoint rejects the key, the
-                model name or the settings.
-            OSError: The endpoint cannot be reached, or still fails after all retries.
+            UserError: The request may exceed a limit; the endpoint rejects the key, the model name
+                or the parameters; or the model has only reasoned so far.
+            OSError: The endpoint cannot be reached, still fails after all retries, or the account
+                has no money left.
         """
-        async with self._budget.reserve(_max_total_tokens(request)) as usage:
-            reply = await self._request_reply(request)
-            usage.append(reply.tokens)
+        bound = self._amount(_max_usage(request))
+        async with self._budget.reserve(bound) as reservation:
+            self._check_replies()
+            reply = await self._request_reply(request, reservation, bound)
+            self.meter.usage += reply.usage
+            # A server that counts no tokens would otherwise never reach a limit.
+            is_counted = reply.tokens or reply.finish_reason == 'refused'
+            reservation.used = self._amount(reply.usage) if is_counted else reservation.amount
         return reply
 
-    async def _request_reply(self, request: ModelRequest) -> Reply:
+    async def _request_reply(
+        self, request: ModelRequest, reservation: Reservation, bound: Amount
+    ) -> Reply:
+        """Send a request until its response can be read.
+
+        A response that was truncated in transit was paid for, but its tokens are unknown. Since the
+        request is the same, they are counted like those of the response that can be read.
+        """
+        unreadable = 0
+        for attempt in range(_RETRIES + 1):
+            try:
+                reply = await self._attempt(request, bound.tokens)
+                self._unreadable_in_a_row = 0
+                usage = reply.usage * (1 + unreadable)
+                return Reply(reply.text, reply.finish_reason, usage.total, usage)
+            except TransientError as error:
+                self.meter.errors[error.kind] += 1
+                if attempt == _RETRIES:
+                    raise
+                if isinstance(error, UnreadableError):
+                    unreadable += 1
+                    if unreadable > min(_UNREADABLE_RETRIES, _RETRIES):
+                        break
+                    self._budget.extend(reservation, bound)
+                await asyncio.sleep(error.wait_s(attempt))
+        self._unreadable_in_a_row += 1
+        return Reply('', 'malformed', 0)
+
+    async def _attempt(self, request: ModelRequest, max_tokens: int) -> Reply:
+        """Send a request once, as soon as the limits per minute allow it.
+
+        Raises:
+            TransientError: The request failed, and may be repeated.
+        """
+        await self._requests_per_minute.acquire(1)
+        counted = await self._tokens_per_minute.acquire(max_tokens)
+        self.meter.requests += 1
+        body = await self._post(self._body(request))
+        reply = body if isinstance(body, Reply) else self._read(body)
+        self._tokens_per_minute.correct(counted, reply.tokens or max_tokens)
+        return reply
+
+    async def _call(self, call: Awaitable[Any]) -> Any:
+        """Await a call of the OpenAI library.
+
+        Returns:
+            The result; or the reply 'refused', if the endpoint does not accept the messages.
+
+        Raises:
+            TransientError: The call failed, and may be repeated.
+            UserError: The endpoint rejects the key, the model name or the parameters.
+            OSError: The account has no money left.
+        """
         openai = self._openai
         try:
-            response = await self._post(request)
-        except json.JSONDecodeError:
-            return Reply('', 'malformed', 0)
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            # The server's message may contain a part of the key, so it is not shown.
-            raise UserError(
-                f'{self._description} rejects the API key in {API_KEY_VARIABLE}.'
-            ) from error
+            return await call
+        except json.JSONDecodeError as error:
+            raise self._unreadable() from error
         except openai.APIStatusError as error:
-            if error.code in _REFUSALS:
-                return Reply('', 'refused', 0)
-            message = f'{self._description} answers with status {error.status_code}: {_line(error)}'
-            if error.status_code == 429 or error.status_code >= 500:
-                raise OSError(message) from error
-            raise UserError(message) from error
+            content = responses.parse_json_or_text(error.response.text)
+            return responses.read_error(
+                self._description,
+                error.status_code,
+                content,
+                self._key_variable,
+                _retry_after(error.response.headers),
+            )
         except openai.APIConnectionError as error:
+            # The library's HTTP client may be one of two, with the same names of errors. This one
+            # is raised if the connection breaks within the content of a response.
+            if type(error.__cause__).__name__ == 'ReadError':
+                raise self._unreadable() from error
             # The library reports a timeout even if the connection is refused; the cause is exact.
-            cause = _line(error.__cause__ or '') or _line(error)
-            raise OSError(f'{self._description} cannot be reached: {cause}') from error
+            cause = responses.one_line(error.__cause__ or '') or responses.one_line(error)
+            message = f'{self._description} cannot be reached: {cause}'
+            raise TransientError('not reached', message) from error
+
+    async def _post(self, body: dict[str, Any]) -> Any:
+        """Send a request, and return the JSON value of the response, or the reply 'refused'."""
+        # `chat.completions.create` validates types, which takes most of the time.
+        call = self._client.post('/chat/completions', cast_to=object, body=body)
+        response = await self._call(call)
         # The library returns a response as text if its content type is not JSON.
         if isinstance(response, str):
             raise UserError(
                 f'{self._description} did not reply with JSON: --base_url must be the address of '
                 'an OpenAI-compatible API, such as http://127.0.0.1:8000/v1.'
             )
-        # Some gateways report errors with status 200, which must not be cached as replies.
-        error_message = _get_nested(response, 'error', 'message')
-        if error_message:
-            raise OSError(f'{self._description} answers with an error: {_line(error_message)}')
-        return _parse_reply(response)
+        return response
 
-    async def _post(self, request: ModelRequest) -> Any:
-        body = {
-            'model': self.name,
+    def _read(self, body: Any) -> Reply:
+        """Return the reply in a response, and count whether it has an answer."""
+        reply = responses.read_reply(self._description, body)
+        if responses.is_only_thought(body, reply):
+            self._only_thoughts += 1
+        elif reply.text:
+            self._has_answered = True
+        return reply
+
+    def _check_replies(self) -> None:
+        """Check that the model gives answers, and that its responses can be read.
+
+        Raises:
+            UserError: The model has only reasoned so far.
+            OSError: The last requests had no readable response.
+        """
+        if self._only_thoughts >= _MAX_ONLY_THOUGHTS and not self._has_answered:
+            raise UserError(
+                f'The model {self._model!r} only reasons: its first {self._only_thoughts} replies '
+                'end before an answer. Turn its reasoning off, as with --preset=vllm_no_thinking, '
+                'or raise the maximum number of tokens of replies.'
+            )
+        if self._unreadable_in_a_row >= _MAX_UNREADABLE:
+            raise OSError(
+                f'{self._description} sends responses that are no valid JSON: try again later.'
+            )
+
+    def _body(self, request: ModelRequest) -> dict[str, Any]:
+        """Return the body of a request, in the format of the endpoint."""
+        standard = {
+            'model': self._model,
             'messages': [message._asdict() for message in request.messages],
             'max_tokens': request.sampling.max_tokens,
             'temperature': request.sampling.temperature,
             'top_p': request.sampling.top_p,
             'seed': request.sampling_seed,
         }
-        for _ in range(_MAX_LONG_WAITS):
-            try:
-                # `chat.completions.create` validates types, which takes most of the time.
-                return await self._client.post('/chat/completions', cast_to=object, body=body)
-            except self._openai.APIStatusError as error:
-                wait_s = _retry_after(error)
-                if wait_s is None:
-                    raise
-                await asyncio.sleep(wait_s)
-        raise OSError(
-            f'{self._description} still asks to wait after {_MAX_LONG_WAITS} long waits: try '
-            'again later.'
-        )
+        return self._format.body(standard)
+
+    def _amount(self, usage: TokenUsage) -> Amount:
+        return Amount(usage.total, usage.cost(self._model, self._prices) or 0.0)
+
+    def _unreadable(self) -> UnreadableError:
+        message = f'{self._description} sends a response that is no valid JSON.'
+        return UnreadableError('unreadable', message)
 
     @property
     def _description(self) -> str:
         return f'The endpoint {self._client.base_url}'
 
 
-class _TokenBudget:
-    """A limit on the total number of tokens, with reservations for requests in progress."""
-
-    def __init__(self, limit: int, tokens_used: int):
-        self._limit = limit
-        self._tokens_used = tokens_used
-        self._reserved = 0
-        self._changed = asyncio.Condition()
-
-    @contextlib.asynccontextmanager
-    async def reserve(self, max_tokens: int) -> AsyncIterator[list[int]]:
-        """Reserve tokens for one request while the `with` block runs.
-
-        If the limit may be exceeded, wait for requests in progress, which usually use fewer tokens
-        than they reserved.
-
-        Args:
-            max_tokens: Upper bound of the number of tokens that the request uses.
-
-        Yields:
-            Empty list, to which the block appends the number of tokens that the request used.
-
-        Raises:
-            UserError: The request may exceed the limit even after all others have finished.
-        """
-        if not self._limit:
-            yield []
-            return
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._fits(max_tokens) or not self._reserved)
-            if not self._fits(max_tokens):
-                raise UserError(
-                    f'The next request might exceed --token-limit={self._limit:,}; '
-                    f'{self._tokens_used:,} tokens are used already. Repeat the command with a '
-                    'higher limit to resume.'
-                )
-            self._reserved += max_tokens
-        usage: list[int] = []
-        try:
-            yield usage
-        finally:
-            async with self._changed:
-                self._reserved -= max_tokens
-                self._tokens_used += sum(usage)
-                self._changed.notify_all()
-
-    def _fits(self, max_tokens: int) -> bool:
-        return self._tokens_used + self._reserved + max_tokens <= self._limit
-
-
-def _max_total_tokens(request: ModelRequest) -> int:
-    """Return an upper bound of the number of tokens of a request and its reply.
+def _max_usage(request: ModelRequest) -> TokenUsage:
+    """Return an upper bound of the numbers of tokens of a request and its reply.
 
     A token has at least one byte, so a message has at most as many tokens as bytes.
     """
     contents = sum(len(message.content.encode()) for message in request.messages)
     frame = _TEMPLATE_TOKENS + _MESSAGE_TOKENS * len(request.messages)
-    return contents + frame + request.sampling.max_tokens
+    return TokenUsage(contents + frame, request.sampling.max_tokens)
 
 
-def _parse_reply(response: Any) -> Reply:
-    """Parse a response leniently, because servers omit fields or fill them wrongly."""
-    tokens = _get_nested(response, 'usage', 'total_tokens')
-    text = _get_nested(response, 'choices', 0, 'message', 'content')
-    reason = _get_nested(response, 'choices', 0, 'finish_reason')
-    total_tokens = tokens if isinstance(tokens, int) else 0
-    if not isinstance(text, str):
-        return Reply('', 'malformed', total_tokens)
-    # Replace unpaired surrogates, which cannot be encoded.
-    clean = text.encode('utf-8', 'replace').decode().strip()
-    return Reply(clean, reason if isinstance(reason, str) and reason else 'stop', total_tokens)
+def _max_total_tokens(request: ModelRequest) -> int:
+    """Return an upper bound of the number of tokens of a request and its reply."""
+    return _max_usage(request).total
 
 
-def _get_nested(value: Any, *steps: str | int) -> Any:
-    """Return the value at a path in nested objects and lists, or None."""
-    for step in steps:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds in the headers Retry-After-Ms or Retry-After, if at most an hour."""
+    for name, factor in (('retry-after-ms', 1e-3), ('retry-after', 1.0)):
         try:
-            value = value[step]
-        except (LookupError, TypeError):
-            return None
-    return value
-
-
-def _retry_after(error: Any) -> float | None:
-    """Return the seconds that `Endpoint` waits before it repeats a request; None = no wait.
-
-    The header Retry-After of the response gives the time; if it has no number, the result is None.
-    `Endpoint` waits only for more than 2 minutes, because the OpenAI library itself waits for
-    shorter times. `Endpoint` does not wait for more than an hour.
-    """
-    try:
-        wait_s = float(error.response.headers.get('retry-after', ''))
-    except ValueError:
-        return None
-    return wait_s if 120 < wait_s <= _MAX_WAIT_S else None
-
-
-def _line(error: object) -> str:
-    """Return the message of an error on one line, truncated if it is long."""
-    text = ' '.join(str(getattr(error, 'message', error)).split())
-    return text if len(text) <= _MAX_MESSAGE_CHARACTERS else f'{text[:_MAX_MESSAGE_CHARACTERS]}…'
+            wait_s = factor * float(headers.get(name, ''))
+        except ValueError:
+            continue
+        if 0 <= wait_s <= _MAX_RETRY_AFTER_S:
+            return wait_s
+    return None

@@ -20,6 +20,7 @@ from malora_jax.serving.errors import ApiError
 from malora_jax.serving.scheduler import Scheduler
 from malora_jax.training.config import run_config
 from malora_jax.ultralink.llm.chat import ChatMessage, ModelRequest, Reply
+from malora_jax.ultralink.llm.usage import TokenUsage
 
 
 class LocalModel:
@@ -75,8 +76,9 @@ class LocalModel:
             raise OSError(f'The model {self._model.name} failed; see above.') from error
         finally:
             self._scheduler.cancel(generation)
-        tokens = len(prompt) + len(generated.tokens)
-        return Reply(generated.text.strip(), generated.finish_reason or 'stop', tokens)
+        usage = TokenUsage(len(prompt), len(generated.tokens))
+        reason = generated.finish_reason or 'stop'
+        return Reply(generated.text.strip(), reason, usage.total, usage)
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Return the prompt tokens of a chat.

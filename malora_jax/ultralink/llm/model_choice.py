@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from malora_jax.errors import UserError, out_of_range
 from malora_jax.ultralink.llm import cache
-from malora_jax.ultralink.llm.cache import CachedModel
+from malora_jax.ultralink.llm.batch import BatchEndpoint
+from malora_jax.ultralink.llm.cache import CachedModel, ReplyCache
 from malora_jax.ultralink.llm.endpoint import Endpoint
+from malora_jax.ultralink.llm.request_format import EndpointSettings
 
 if TYPE_CHECKING:
     from malora_jax.ultralink.llm.local import LocalModel
@@ -31,6 +33,7 @@ class ModelChoice:
         timeout_s: Timeout of one attempt in seconds.
         token_limit: Maximum number of tokens, summed over all requests and replies, including those
             in the cache; 0 = no limit.
+        endpoint: Format of requests, further limits and prices.
     """
 
     llm: str
@@ -39,6 +42,7 @@ class ModelChoice:
     base_url: str | None = None
     timeout_s: float = 600.0
     token_limit: int = 0
+    endpoint: EndpointSettings = dataclasses.field(default_factory=EndpointSettings)
 
     def __post_init__(self):
         if not self.llm.removeprefix(_LOCAL):
@@ -50,7 +54,12 @@ class ModelChoice:
         if self.base_url is not None and not self.base_url.startswith(('http://', 'https://')):
             allowed = 'an address that begins with http:// or https://'
             raise out_of_range('--base_url', self.base_url, allowed)
-        for flag, value in (('--base_url', self.base_url), ('--token_limit', self.token_limit)):
+        only_endpoints = {
+            '--base_url': self.base_url,
+            '--token_limit': self.token_limit,
+            **{f'--{name}': value for name, value in self.endpoint.changed.items()},
+        }
+        for flag, value in only_endpoints.items():
             if value and is_local(self.llm):
                 raise UserError(
                     f'{flag} applies only to endpoints; --llm={self.llm} runs in this process.'
@@ -80,25 +89,37 @@ async def open_model(choice: ModelChoice) -> AsyncIterator[CachedModel]:
             missing, or the local model cannot be loaded.
     """
     with cache.open_cache(choice.cache) as reply_cache:
-        model = _model(choice, reply_cache.total_tokens)
+        if is_local(choice.llm):
+            model: LocalModel | Endpoint = _local_model(choice)
+            cached_model = CachedModel(model, reply_cache)
+        else:
+            model = endpoint = _endpoint(choice, reply_cache)
+            cached_model = CachedModel(endpoint, reply_cache, endpoint.address, endpoint.meter)
         try:
-            yield CachedModel(model, reply_cache)
+            if isinstance(model, BatchEndpoint):
+                await model.resume()
+            yield cached_model
         finally:
             await model.close()
 
 
-def _model(choice: ModelChoice, tokens_used: int) -> 'Endpoint | LocalModel':
-    if is_local(choice.llm):
-        # Imported here because it loads JAX, which runs with an endpoint do not need.
-        from malora_jax.ultralink.llm import local
+def _local_model(choice: ModelChoice) -> 'LocalModel':
+    # Imported here because it loads JAX, which runs with an endpoint do not need.
+    from malora_jax.ultralink.llm import local
 
-        return local.LocalModel(
-            local.load_model(choice.llm.removeprefix(_LOCAL)), choice.concurrency
-        )
-    return Endpoint(
-        choice.llm,
-        choice.base_url,
-        timeout_s=choice.timeout_s,
-        token_limit=choice.token_limit,
-        tokens_used=tokens_used,
-    )
+    return local.LocalModel(local.load_model(choice.llm.removeprefix(_LOCAL)), choice.concurrency)
+
+
+def _endpoint(choice: ModelChoice, reply_cache: ReplyCache) -> Endpoint:
+    usage = reply_cache.usage_by_model()
+    options: dict[str, Any] = {
+        'timeout_s': choice.timeout_s,
+        'token_limit': choice.token_limit,
+        'tokens_used': sum(used.total for used in usage.values()),
+        'settings': choice.endpoint,
+        # Files of earlier versions do not name the model.
+        'usage_before': {model or choice.llm: used for model, used in usage.items()},
+    }
+    if choice.endpoint.batch:
+        return BatchEndpoint(choice.llm, choice.base_url, cache=reply_cache, **options)
+    return Endpoint(choice.llm, choice.base_url, **options)

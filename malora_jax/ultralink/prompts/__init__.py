@@ -1,8 +1,9 @@
 """Dialogue prompts, written in each language, and patterns of phrases that make a reply invalid.
 
-The file of a language has a system message and a user message for each of the five prompts in
-`PROMPT_NAMES`. The system message gives the requirements. The user message has advice, the
-document, the history of the dialogue and the task.
+The file of a language has a system message, and requirements and a task for each of the five
+prompts in `PROMPT_NAMES`. The user message has the document, the requirements, advice, the history
+of the dialogue and the task. All requests about a document begin with the same system message and
+the document, so that providers can cache this prefix.
 """
 
 import functools
@@ -32,8 +33,9 @@ class DialoguePrompts(NamedTuple):
     """The dialogue prompts of a language.
 
     Attributes:
-        system_messages: System message, by prompt name.
-        user_templates: Template of the user message, by prompt name.
+        system_message: System message of all prompts.
+        requirements: Requirements on the reply, by prompt name.
+        task_templates: Template of advice, history and task, by prompt name.
         question_label, answer_label: Label before each question and each answer in the history.
         citation_pattern: Pattern of phrases that mention the document itself instead of its
             subject.
@@ -44,8 +46,9 @@ class DialoguePrompts(NamedTuple):
             names could be recognized.
     """
 
-    system_messages: Mapping[str, str]
-    user_templates: Mapping[str, string.Template]
+    system_message: str
+    requirements: Mapping[str, str]
+    task_templates: Mapping[str, string.Template]
     question_label: str
     answer_label: str
     citation_pattern: re.Pattern[str]
@@ -71,10 +74,12 @@ class DialoguePrompts(NamedTuple):
             f'{self.question_label}{asked}\n{self.answer_label}{answered}'
             for asked, answered in turns
         )
-        user = self.user_templates[prompt_name].substitute(
-            document=document, history=history, question=question
+        task = self.task_templates[prompt_name].substitute(history=history, question=question)
+        parts = (f'<document>\n{document}\n</document>', self.requirements[prompt_name], task)
+        return (
+            ChatMessage('system', self.system_message),
+            ChatMessage('user', '\n\n'.join(parts)),
         )
-        return ChatMessage('system', self.system_messages[prompt_name]), ChatMessage('user', user)
 
 
 @functools.cache
@@ -90,7 +95,8 @@ def load(code: str) -> DialoguePrompts:
     sections = tomllib.loads(_read_toml(get_language(code).code))
     patterns = sections['patterns']
     return DialoguePrompts(
-        {stage: sections[stage]['system'].strip() for stage in PROMPT_NAMES},
+        sections['system'],
+        {stage: sections[stage]['requirements'].strip() for stage in PROMPT_NAMES},
         {stage: string.Template(sections[stage]['user'].strip()) for stage in PROMPT_NAMES},
         sections['labels']['question'],
         sections['labels']['answer'],
