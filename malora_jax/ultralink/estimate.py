@@ -62,7 +62,7 @@ class Estimate:
         cached = f' (and {self.cached_items:,} from the cache)' if self.cached_items else ''
         if not self.items:
             return f'{self.stage}: estimate: no requests are left{cached}.'
-        cost = 'price unknown without --prices' if self.cost is None else f'${self.cost:,.2f}'
+        cost = 'price unknown without --prices' if self.cost is None else f'${self.cost:,.4f}'
         return (
             f'{self.stage}: estimate for {self.items:,} items{cached}: {self.requests:,} requests, '
             f'{self.prompt_tokens:,} prompt tokens, {self.completion_tokens:,} completion tokens, '

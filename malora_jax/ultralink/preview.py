@@ -2,13 +2,14 @@
 
 import asyncio
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from malora_jax.data.file_rows import Row
 from malora_jax.ultralink.llm.cache import CachedModel
-from malora_jax.ultralink.llm.chat import ModelRequest, Reply
+from malora_jax.ultralink.llm.chat import ChatMessage, ModelRequest, Reply
 from malora_jax.ultralink.selection import smallest_hashes
 from malora_jax.ultralink.stage import ItemOutcome, StageRun
 from malora_jax.ultralink.stages import Stage
@@ -87,10 +88,15 @@ def _item_text(item: Row, exchanges: Sequence[_Exchange], outcome: ItemOutcome) 
     name = item.fields.get('id', place)
     result = f'dropped: {outcome.reason}' if outcome.reason else 'kept'
     parts = [f'===== item {name} ({place}): {result}']
+    shown: tuple[ChatMessage, ...] = ()
     for number, (request, reply, was_cached) in enumerate(exchanges, 1):
         source = 'from the cache' if was_cached else 'new, now in the cache'
         attempt = f', attempt {request.sample_index + 1}' if request.sample_index else ''
         parts.append(f'--- request {number} of {len(exchanges)}{attempt}')
-        parts += [f'[{message.role}]\n{message.content}' for message in request.messages]
+        pairs = zip(shown, request.messages, strict=False)
+        repeated = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        shown = request.messages
+        parts += [f'[as above: {repeated} of {len(shown)} messages]'] if repeated else []
+        parts += [f'[{message.role}]\n{message.content}' for message in shown[repeated:]]
         parts.append(f'[reply: {source}; {reply.finish_reason}]\n{reply.text}')
     return '\n'.join(parts)

@@ -1,11 +1,17 @@
-"""The stages that call a model, with rows, and answers of a stub for each of them."""
+"""The stages that call a model, with rows, and answers of a stub for each of them.
 
+`python -m tests.ultralink.billed_stages NAME DIRECTORY ADDRESS ROWS SAMPLE` runs a stage on a
+sample of its rows.
+"""
+
+import asyncio
 import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import random
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -19,12 +25,17 @@ from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.llm.request_format import EndpointSettings
 from malora_jax.ultralink.selection import ALL_ITEMS, Selection
 from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from malora_jax.ultralink.translate import TranslateConfig
 from tests.helpers.openai_stub import document, request_key
 from tests.ultralink import translated_texts
 from tests.ultralink.helpers import WordCounter, write_rows
 
 MODEL = 'm'
+_TRANSLATED_TEXTS = {
+    'math': (translated_texts.MATHS, translated_texts.LATEX),
+    'code': (translated_texts.CODE,),
+}
 _WORDS = (
     *('river', 'house', 'market', 'seven', 'music', 'paper', 'bridge', 'winter', 'garden'),
     *('letter', 'a', 'the', 'of', 'in', 'and', 'to', 'with', 'for', 'was', 'has'),
@@ -36,11 +47,11 @@ def english(rng: random.Random, words: int) -> str:
     return ' '.join(rng.choice(_WORDS) for _ in range(words)).capitalize() + '.'
 
 
-def translation_row(number: int) -> dict[str, Any]:
-    """Return a conversation about mathematics whose two messages can be translated."""
-    texts = random.Random(number).choices((translated_texts.MATHS, translated_texts.LATEX), k=2)
+def translation_row(number: int, subset: str = 'math') -> dict[str, Any]:
+    """Return a conversation of two messages that can be translated."""
+    texts = random.Random(number).choices(_TRANSLATED_TEXTS[subset], k=2)
     data = [f'{number}.{place} {text.english}' for place, text in enumerate(texts, 1)]
-    return {'id': f'gsm8k-{number}', 'language': 'en', 'subset': 'math', 'data': data}
+    return {'id': f'{subset}-{number}', 'language': 'en', 'subset': subset, 'data': data}
 
 
 def translated(body: dict[str, Any]) -> str:
@@ -53,7 +64,7 @@ def translated(body: dict[str, Any]) -> str:
     [language] = [
         code
         for code in translations.TARGET_LANGUAGES
-        if system == translations.load(code, 'math').system
+        if system in {translations.load(code, subset).system for subset in _TRANSLATED_TEXTS}
     ]
     # A French number has a comma.
     return f'{number.replace(".", ",")} {known.translations[language]}'
@@ -161,3 +172,13 @@ async def open_run(
                 shard_items=20,
                 selection=selection,
             )
+
+
+async def _main(name: str, root: str, address: str, items: str, sample: str) -> None:
+    selection = Selection(int(sample))
+    async with open_run(name, pathlib.Path(root), address, int(items), selection) as run:
+        await STAGES[name].run(run)
+
+
+if __name__ == '__main__':
+    asyncio.run(_main(*sys.argv[1:]))

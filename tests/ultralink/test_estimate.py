@@ -2,6 +2,9 @@
 
 import asyncio
 import dataclasses
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -12,6 +15,7 @@ from malora_jax.ultralink.estimate import Estimate
 from malora_jax.ultralink.selection import ALL_ITEMS, Selection
 from malora_jax.ultralink.stages import STAGES
 from tests.helpers.openai_stub import FailurePlan, serve_stub
+from tests.helpers.paths import ROOT
 from tests.ultralink.billed_stages import BILLED_STAGES, MODEL, open_run
 from tests.ultralink.helpers import contents, write_rows
 
@@ -125,6 +129,37 @@ def test_a_larger_sample_pays_only_for_its_new_items(name, tmp_path):
     assert contents(roots[0] / 'out') == contents(roots[1] / 'out')
 
 
+@pytest.mark.slow
+def test_a_larger_sample_that_is_killed(tmp_path):
+    """The bytes are those of an undisturbed run, and only requests in flight are repeated."""
+    kills, concurrency = 3, 8
+    for name in ('killed', 'at-once'):
+        (tmp_path / name).mkdir()
+    # With a delay, processes are killed in the middle.
+    with serve_stub(FailurePlan(latency_s=0.1), BILLED_STAGES['translate'].answer) as stub:
+
+        def start(name, sample):
+            arguments = ['translate', tmp_path / name, stub.address, ITEMS, sample]
+            command = [sys.executable, '-m', 'tests.ultralink.billed_stages', *map(str, arguments)]
+            return subprocess.Popen(command, cwd=ROOT)
+
+        assert start('killed', 25).wait(200) == 0
+        for _ in range(kills):
+            answers = sum(stub.answer_counts.values()) + 15
+            process = start('killed', 65)
+            while sum(stub.answer_counts.values()) < answers:
+                assert process.poll() is None
+                time.sleep(0.005)
+            process.kill()
+            process.wait()
+            time.sleep(0.3)  # Let the stub finish its active requests.
+        assert start('killed', 65).wait(200) == 0
+        repeated = sum(stub.answer_counts.values()) - len(stub.answer_counts)
+        assert start('at-once', 65).wait(200) == 0
+    assert repeated <= kills * concurrency
+    assert contents(tmp_path / 'killed' / 'out') == contents(tmp_path / 'at-once' / 'out')
+
+
 def test_the_finished_items_correct_the_estimate_of_the_others(tmp_path):
     with serve('criteria') as stub:
         asyncio.run(run('criteria', tmp_path, stub, Selection(limit=40)))
@@ -166,7 +201,7 @@ def test_the_text_of_an_estimate():
     estimated = Estimate('judge', 1200, 3, 2400, 123456, 7890, 1.5, 'assuming this')
     assert str(estimated) == (
         'judge: estimate for 1,200 items (and 3 from the cache): 2,400 requests, 123,456 prompt '
-        'tokens, 7,890 completion tokens, $1.50; assuming this.'
+        'tokens, 7,890 completion tokens, $1.5000; assuming this.'
     )
     unknown = dataclasses.replace(estimated, cost=None, cached_items=0)
     assert 'tokens, price unknown without --prices; assuming' in str(unknown)
