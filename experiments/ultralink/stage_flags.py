@@ -12,6 +12,7 @@ from experiments import cli
 from malora_jax import cloud_storage
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm.model_choice import ModelChoice, is_local
+from malora_jax.ultralink.pipeline import check_inputs
 from malora_jax.ultralink.settings import declarations
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import Command
@@ -127,6 +128,7 @@ class StageFlags:
         if choice:
             resources['concurrency'] = choice.concurrency
         inputs = self._paths('input') if stage.inputs else stage.find_inputs(config)
+        check_inputs(stage.name, inputs)
         return StageRun(config, inputs, output, **resources), choice
 
     def _define(

@@ -20,7 +20,7 @@ from malora_jax.data.file_rows import Row, read_rows
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import Conversation
-from malora_jax.ultralink.languages import identify_language
+from malora_jax.ultralink.languages import describe_language, identify_language
 from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
 from malora_jax.ultralink.settings import (
     Settings,
@@ -28,7 +28,7 @@ from malora_jax.ultralink.settings import (
     setting,
     temperature_setting,
 )
-from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, excerpt
 
 STAGE = 'criteria'
 # The seven criteria of the paper, in its order.
@@ -84,27 +84,38 @@ def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
 
     async def process(row: Row) -> ItemOutcome:
         conversation = _conversation(row)
-        if conversation is None:
-            return ItemOutcome(reason='not in turn')
+        if isinstance(conversation, str):
+            text = excerpt(json.dumps(row.fields['conversations'], ensure_ascii=False))
+            return ItemOutcome(reason='not in turn', detail=conversation, text=text)
         fault = rule_fault(conversation.data, config)
+        transcript = _transcript(conversation.data)
         if fault:
-            return ItemOutcome(reason=fault)
-        messages = (
-            ChatMessage('system', _SYSTEM),
-            ChatMessage('user', _transcript(conversation.data)),
-        )
+            detail = _describe_rule_fault(fault, '\n'.join(conversation.data))
+            return ItemOutcome(reason=fault, detail=detail, text=excerpt(transcript))
+        messages = (ChatMessage('system', _SYSTEM), ChatMessage('user', transcript))
         for sample in range(config.attempts):
-            scores = parse_scores(
-                await run.model.complete(ModelRequest(STAGE, messages, sampling, sample))
-            )
+            reply = await run.model.complete(ModelRequest(STAGE, messages, sampling, sample))
+            scores = parse_scores(reply)
             if scores:
                 break
         else:
-            return ItemOutcome(reason='no scores')
+            return ItemOutcome(
+                reason='no scores',
+                detail=f'finish reason {reply.finish_reason}',
+                text=reply.text,
+                attempts=config.attempts,
+            )
         met = [name for name, score in scores.items() if score]
         counts = {f'criterion: {name}': 1 for name in met}
         if met:
-            return ItemOutcome((), 'several criteria' if len(met) > 1 else met[0], counts)
+            return ItemOutcome(
+                (),
+                'several criteria' if len(met) > 1 else met[0],
+                counts,
+                detail=', '.join(met),
+                text=excerpt(transcript),
+                attempts=sample + 1,
+            )
         return ItemOutcome([conversation.row])
 
     return PreparedStage(process, {'prompt': _SYSTEM})
@@ -123,6 +134,15 @@ def rule_fault(data: Sequence[str], config: CriteriaConfig) -> str:
     if any(link in text.lower() for link in _LINKS):
         return 'link'
     return '' if identify_language(text) == 'en' else 'language'
+
+
+def _describe_rule_fault(fault: str, text: str) -> str:
+    """Return what exactly a fault that `rule_fault` has found in a text refers to."""
+    if fault == 'length':
+        return f'{len(text)} characters'
+    if fault == 'language':
+        return f'{describe_language(text)}, not en'
+    return next(link for link in _LINKS if link in text.lower())
 
 
 def parse_scores(reply: Reply) -> Mapping[str, int] | None:
@@ -151,8 +171,8 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
     return shards.ensure_unique_ids(itertools.chain.from_iterable(rows))
 
 
-def _conversation(row: Row) -> Conversation | None:
-    """Return the conversation of a row; None if the turns of a ShareGPT row are not valid.
+def _conversation(row: Row) -> Conversation | str:
+    """Return the conversation of a row, or the fault if the turns of a ShareGPT row are not valid.
 
     The turns are valid if the speakers alternate, each message has text, and the last message is an
     answer. The stage drops a row with other turns; any other fault is an error.
@@ -171,9 +191,12 @@ def _conversation(row: Row) -> Conversation | None:
                 f"{row.location}: 'conversations' must be a list of turns with 'from' and 'value'."
             ) from error
         fields['data'] = [text for _, text in turns]
-        alternates = [speaker for speaker, _ in turns] == list(_SPEAKERS) * (len(turns) // 2)
-        if not alternates or conversations.data_fault(fields):
-            return None
+        speakers = [speaker for speaker, _ in turns]
+        if speakers != list(_SPEAKERS) * (len(turns) // 2):
+            return f'speakers: {", ".join(map(str, speakers))}'
+        fault = conversations.data_fault(fields)
+        if fault:
+            return fault
     return conversations.read(Row(row.location, fields))
 
 

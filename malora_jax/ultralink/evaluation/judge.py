@@ -29,7 +29,12 @@ from malora_jax.ultralink.settings import (
     temperature_setting,
 )
 from malora_jax.ultralink.shards import text_field
-from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, format_counts
+from malora_jax.ultralink.stage import (
+    ItemOutcome,
+    PreparedStage,
+    StageRun,
+    format_counts,
+)
 
 STAGE = 'judge'
 _VERDICT = re.compile(r'\[\[(A|B|C)\]\]')
@@ -98,13 +103,17 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
         if identifier not in baseline_answers:
             raise UserError(f'{row.location}: {baseline} has no answer to {identifier!r}.')
         baseline_answer = baseline_answers[identifier]
-        points = [
-            await compare(question, answer, baseline_answer),
-            await compare(question, baseline_answer, answer),
-        ]
-        if points[0] is None or points[1] is None:
-            return ItemOutcome(reason='no verdict')
-        answer_points = (points[0], -points[1])
+        first_points, first_reply = await compare(question, answer, baseline_answer)
+        second_points, second_reply = await compare(question, baseline_answer, answer)
+        if first_points is None or second_points is None:
+            first_failed = first_points is None
+            return ItemOutcome(
+                reason='no verdict',
+                detail=f'{"judged" if first_failed else "baseline"} answer in first place',
+                text=first_reply if first_failed else second_reply,
+                attempts=run.config.attempts,
+            )
+        answer_points = (first_points, -second_points)
         score = 0.5 + 0.5 * np.sign(sum(answer_points))
         verdicts = [{1: 'answer', -1: 'baseline', 0: 'tie'}[point] for point in answer_points]
         verdict_row = {'id': identifier, 'verdicts': verdicts, 'score': float(score)}
@@ -127,19 +136,20 @@ class _PairwiseJudge:
         self._sampling = ChatSampling(config.max_tokens, config.temperature, seed=run.seed)
         self._system = _SYSTEM.format(language=get_language(config.language).name)
 
-    async def __call__(self, question: str, first: str, second: str) -> int | None:
-        """Return 1 if the first answer is better, -1 if the second is better, 0 for a tie.
+    async def __call__(self, question: str, first: str, second: str) -> tuple[int | None, str]:
+        """Return the points of the verdict, as in `parse_verdict`, and the judge's last reply.
 
-        The result is None if no attempt gives a verdict.
+        The points are None if no attempt gives a verdict.
         """
         user = _USER.format(question=question, first=first, second=second)
         messages = (ChatMessage('system', self._system), ChatMessage('user', user))
         for sample in range(self._config.attempts):
             request = ModelRequest(STAGE, messages, self._sampling, sample)
-            points = parse_verdict(await self._model.complete(request))
+            reply = await self._model.complete(request)
+            points = parse_verdict(reply)
             if points is not None:
-                return points
-        return None
+                break
+        return points, reply.text
 
 
 def parse_verdict(reply: Reply) -> int | None:

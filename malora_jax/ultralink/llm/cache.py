@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 from malora_jax import files
 from malora_jax.errors import UserError
+from malora_jax.ultralink.llm import cached_requests
+from malora_jax.ultralink.llm.cached_requests import CachedRequest
 from malora_jax.ultralink.llm.chat import ChatModel, ModelRequest, Reply
 
 # Seconds to wait while another process locks the file.
@@ -58,6 +60,18 @@ class ReplyCache:
         query = 'INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)'
         self._connect().execute(query, (key, *reply))
 
+    def put_request(self, key: bytes, model: str, request: ModelRequest) -> None:
+        """Store the request of a reply, from which the command `cache` shows its prompt."""
+        cached_requests.store(self._connect(), key, model, request)
+
+    def read_requests(self, item: str = '', last: int = 0) -> list[CachedRequest]:
+        """Return stored requests and their replies, oldest first; see `cached_requests.read`."""
+        return cached_requests.read(self._connect(), item, last)
+
+    def count_replies(self) -> list[tuple[str, str, str, int, int]]:
+        """Return the counts of replies and tokens; see `cached_requests.count_replies`."""
+        return cached_requests.count_replies(self._connect())
+
     @property
     def total_tokens(self) -> int:
         """Total number of tokens of all cached replies and their requests."""
@@ -74,6 +88,7 @@ class ReplyCache:
             self._connection.execute('PRAGMA journal_mode = WAL')
             self._connection.execute('PRAGMA synchronous = NORMAL')
             self._connection.execute(_TABLE)
+            cached_requests.create_tables(self._connection)
         return self._connection
 
 
@@ -140,6 +155,7 @@ class CachedModel:
     async def _request_and_store(self, key: bytes, request: ModelRequest) -> Reply:
         try:
             reply = await self._model.complete(request)
+            self._cache.put_request(key, self.name, request)
             self._cache.put(key, reply)
             return reply
         finally:
