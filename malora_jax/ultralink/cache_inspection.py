@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from malora_jax import markdown
 from malora_jax.data.file_rows import check_file
+from malora_jax.errors import UserError
 from malora_jax.ultralink.llm.cache import ReplyCache, open_cache
 from malora_jax.ultralink.llm.cached_requests import CachedRequest
 from malora_jax.ultralink.settings import Settings, setting
@@ -34,7 +35,7 @@ def run(run: StageRun[CacheConfig]) -> tuple[str, int]:
     """Return the overview of a cache, or the requests of an item, as text, and exit status 0.
 
     Raises:
-        UserError: There is no such file, or it is not a reply cache.
+        UserError: There is no such file, it is not a reply cache, or it has no request of the item.
     """
     path, item = run.config.cache, run.config.item
     check_file(path)
@@ -42,7 +43,9 @@ def run(run: StageRun[CacheConfig]) -> tuple[str, int]:
         if not item:
             return printable(_overview(path, cache)), 0
         parts = [_request_text(request) for request in cache.read_requests(item)]
-        return printable('\n\n'.join(parts) or f'{path} has no request of {item!r}.'), 0
+    if not parts:
+        raise UserError(f'{path} has no request of an item {item!r}.')
+    return printable('\n\n'.join(parts)), 0
 
 
 def _overview(path: pathlib.Path, cache: ReplyCache) -> str:

@@ -16,7 +16,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from malora_jax.data.file_rows import Row, read_rows
+from malora_jax.data.file_rows import Row, file_kind, read_rows
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import Conversation
@@ -166,7 +166,7 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
         UserError: A file is missing or broken, or two rows have the same id.
     """
     rows = (
-        read_rows(path) if path.suffix.lower() == '.json' else shards.read([path]) for path in paths
+        read_rows(path) if file_kind(path) == '.json' else shards.read([path]) for path in paths
     )
     return shards.ensure_unique_ids(itertools.chain.from_iterable(rows))
 

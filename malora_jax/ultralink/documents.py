@@ -1,11 +1,13 @@
 """Stage `documents`: filter documents in one language, and split them into segments."""
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Sequence
 
 from malora_jax import errors
+from malora_jax.data.compressed_files import open_decompressed
 from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
@@ -15,6 +17,7 @@ from malora_jax.ultralink.shards import text_field
 from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, excerpt
 from malora_jax.ultralink.text.segments import segments
 from malora_jax.ultralink.text.tokens import TokenCounter
+from malora_jax.ultralink.worker_processes import ITEMS_PER_WORKER, WorkerProcesses
 
 STAGE = 'documents'
 
@@ -53,6 +56,12 @@ class DocumentsConfig(Settings):
         (),
         recorded=False,
     )
+    workers: int = setting(
+        'Number of processes that work at the same time; default: number of CPU cores.',
+        os.cpu_count() or 1,
+        at_least=1,
+        recorded=False,
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,9 +85,11 @@ def prepare(run: StageRun[DocumentsConfig]) -> PreparedStage:
     """
     config = run.config
     blocklist = _read_blocklist(config.words, config.language) if config.words else None
+    segmenter = _DocumentSegmenter(config, run.token_counter, _titles(config.done), blocklist)
     return PreparedStage(
-        _DocumentSegmenter(config, run.token_counter, _titles(config.done), blocklist),
+        WorkerProcesses(segmenter, config.workers),
         {'done': shards.digest(config.done), 'words': blocklist.pattern if blocklist else ''},
+        ITEMS_PER_WORKER * config.workers,
     )
 
 
@@ -97,7 +108,7 @@ class _DocumentSegmenter:
         self._done_titles = done_titles
         self._blocklist = blocklist
 
-    async def __call__(self, row: Row) -> ItemOutcome:
+    def __call__(self, row: Row) -> ItemOutcome:
         identifier = _identifier(row)
         title, text = text_field(row, 'title'), text_field(row, 'text').strip()
         if self._config.language == 'zh':
@@ -173,7 +184,8 @@ def _read_blocklist(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[
     for path in paths:
         check_file(path)
         try:
-            phrases = {line.strip() for line in path.read_text('utf-8').split('\n')} - {''}
+            with open_decompressed(path) as file:
+                phrases = {line.strip() for line in file.read().decode().split('\n')} - {''}
         except UnicodeDecodeError as error:
             raise UserError(f'{path} is not UTF-8.') from error
         if not phrases:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from malora_jax import files
+from malora_jax.data.compressed_files import open_decompressed
 from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import manifest as manifest_lib
@@ -220,11 +221,13 @@ def count_rows(paths: Sequence[pathlib.Path]) -> int | None:
 def read_json_rows(path: pathlib.Path) -> Iterator[Row]:
     """Yield the rows of a JSON Lines file one at a time; blank lines are skipped.
 
+    The file may be compressed (see `compressed_files`).
+
     Raises:
         UserError: The file is missing, or a line is not a JSON object; the message names the line.
     """
     check_file(path)
-    with path.open('rb') as lines:
+    with open_decompressed(path) as lines:
         for location, fields in files.parse_json_lines(lines, f'{path}:', decode=_DECODER.decode):
             if not isinstance(fields, dict):
                 raise UserError(f'{location} is not a JSON object.')

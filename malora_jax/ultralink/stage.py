@@ -108,10 +108,12 @@ class PreparedStage(NamedTuple):
         process: Function that processes one item.
         fingerprints: Strings, by name, such as a digest of the prompts. The manifest records them
             next to the settings, inputs, model and tokenizer, because the rows depend on them too.
+        concurrency: Maximum number of items in progress at a time, for a stage without a model.
     """
 
     process: ProcessItem
     fingerprints: Mapping[str, str] = {}
+    concurrency: int = 1
 
 
 async def run(

@@ -119,7 +119,7 @@ class Stage(Command):
                 rejects a request.
             OSError: The model fails or cannot be reached.
         """
-        process, fingerprints = self.prepare(run)
+        process, fingerprints, concurrency = self.prepare(run)
         settings = run.config.recorded_values
         if 'model' in self.needs:
             settings['llm'] = run.model.name
@@ -132,7 +132,7 @@ class Stage(Command):
             run.output,
             settings={**settings, **fingerprints},
             seed=run.seed,
-            concurrency=run.concurrency if 'model' in self.needs else 1,
+            concurrency=run.concurrency if 'model' in self.needs else concurrency,
             shard_items=run.shard_items,
             read=self.read,
         )
