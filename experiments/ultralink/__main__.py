@@ -24,6 +24,7 @@ from malora_jax import commands
 from malora_jax.errors import UserError, unknown_name
 from malora_jax.ultralink.estimate import estimate
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
+from malora_jax.ultralink.pipeline import GROUPS
 from malora_jax.ultralink.preview import preview
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES, FileCommand, Stage
@@ -45,7 +46,10 @@ def main() -> None:
     if name not in STAGES:
         raise unknown_name('stage', name, STAGES)
     stage = STAGES[name]
-    sys.argv[:] = [f'experiments.ultralink.{name}', *map(_with_underscores, sys.argv[2:])]
+    words = [*map(_with_underscores, sys.argv[2:])]
+    if stage.argument and words and not words[0].startswith('-'):
+        words[0] = f'--{stage.argument}={words[0]}'
+    sys.argv[:] = [f'experiments.ultralink.{name}', *words]
     command_flags = stage_flags.StageFlags(stage)
     # absl prints this docstring above the flags in --help.
     sys.modules['__main__'].__doc__ = command_flags.help
@@ -54,11 +58,12 @@ def main() -> None:
 
 
 def _listing() -> str:
-    """Return the names and purposes of all stages as text."""
+    """Return the names and purposes of all stages as text, by group."""
     width = max(map(len, STAGES))
-    return '\n'.join(
-        ['Stages:', *(f'  {name:{width}}  {each.purpose}' for name, each in STAGES.items())]
-    )
+    lines = []
+    for heading, names in GROUPS.items():
+        lines += ['', heading, *(f'  {name:{width}}  {STAGES[name].purpose}' for name in names)]
+    return '\n'.join(lines[1:])
 
 
 def _run(stage: Stage | FileCommand, command_flags: stage_flags.StageFlags) -> None:

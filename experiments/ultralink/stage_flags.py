@@ -13,6 +13,7 @@ from malora_jax import cloud_storage
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm.model_choice import ModelChoice, is_local
 from malora_jax.ultralink.llm.request_format import EndpointSettings
+from malora_jax.ultralink.pipeline import check_inputs
 from malora_jax.ultralink.selection import Selection
 from malora_jax.ultralink.settings import Settings, declarations
 from malora_jax.ultralink.stage import Config, StageRun
@@ -156,6 +157,7 @@ class StageFlags:
             resources['concurrency'] = choice.concurrency
             resources['selection'] = Selection(self._value('sample'), self._value('limit'))
         inputs = self._paths('input') if stage.inputs else stage.find_inputs(config)
+        check_inputs(stage.name, inputs)
         return StageRun(config, inputs, output, **resources), choice
 
     def _define(

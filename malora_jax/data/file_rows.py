@@ -1,18 +1,17 @@
 """Reader of the rows of JSON, JSONL, CSV, TSV and Parquet files, with the location of each row.
 
-Text files are UTF-8, with or without a byte order mark, and may be compressed with gzip. In a row
-that is not valid UTF-8, the invalid fields are strings for which `is_utf_8` is False. CSV and TSV
-files have one header line, unless the caller gives the column names; a cell in double quotes may
-contain delimiters and line breaks. Blank lines are skipped. A .json file is either an array of
-objects or has one object per line, because public datasets use both.
+Text files are UTF-8, with or without a byte order mark, and may be compressed (see
+`compressed_files`). In a row that is not valid UTF-8, the invalid fields are strings for which
+`is_utf_8` is False. CSV and TSV files have one header line, unless the caller gives the column
+names; a cell in double quotes may contain delimiters and line breaks. Blank lines are skipped. A
+.json file is either an array of objects or has one object per line, because public datasets use
+both.
 """
 
 import csv
-import gzip
 import io
 import json
 import pathlib
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import pyarrow
 from pyarrow import parquet
 
 from malora_jax import files
+from malora_jax.data.compressed_files import is_compressed, open_decompressed
 from malora_jax.errors import UserError
 
 # The csv module limits a cell to 128 KB by default. This is the largest limit that all platforms
@@ -52,7 +52,7 @@ def read_rows(path: pathlib.Path, columns: Sequence[str] = ()) -> Iterator[Row]:
 
     Args:
         path: File with a suffix from `SUFFIXES` or .json, in upper or lower case; all formats but
-            Parquet may be followed by .gz.
+            Parquet may be followed by .gz, .bz2 or .zst.
         columns: Column names of a CSV or TSV file without a header line.
 
     Raises:
@@ -61,7 +61,7 @@ def read_rows(path: pathlib.Path, columns: Sequence[str] = ()) -> Iterator[Row]:
     """
     check_file(path)
     kind = file_kind(path)
-    if kind == '.parquet' and path.suffix.lower() != '.gz':
+    if kind == '.parquet' and not is_compressed(path):
         return _read_parquet(path)
     if kind == '.jsonl':
         return _json_lines(path, _read_text(path))
@@ -74,9 +74,8 @@ def read_rows(path: pathlib.Path, columns: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def file_kind(path: pathlib.Path) -> str:
-    """Return the suffix in lower case; for a compressed file, the suffix before .gz."""
-    suffix = path.suffix.lower()
-    return path.with_suffix('').suffix.lower() if suffix == '.gz' else suffix
+    """Return the suffix in lower case; for a compressed file, the suffix before .gz or the like."""
+    return (path.with_suffix('') if is_compressed(path) else path).suffix.lower()
 
 
 def check_file(path: pathlib.Path) -> None:
@@ -176,13 +175,8 @@ def _check_duplicate_columns(path: pathlib.Path, names: Sequence[str]) -> None:
 
 
 def _read_text(path: pathlib.Path) -> str:
-    content = path.read_bytes()
-    if path.suffix.lower() == '.gz':
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f'{path} is not a complete gzip file ({error}).') from error
-    return content.decode('utf-8-sig', 'surrogateescape')
+    with open_decompressed(path) as file:
+        return file.read().decode('utf-8-sig', 'surrogateescape')
 
 
 def is_utf_8(text: str) -> bool:

@@ -16,11 +16,11 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from malora_jax.data.file_rows import Row, read_rows
+from malora_jax.data.file_rows import Row, file_kind, read_rows
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import Conversation
-from malora_jax.ultralink.languages import identify_language
+from malora_jax.ultralink.languages import describe_language, identify_language
 from malora_jax.ultralink.llm.chat import (
     ChatMessage,
     ChatSampling,
@@ -40,6 +40,7 @@ from malora_jax.ultralink.stage import (
     ItemOutcome,
     PreparedStage,
     StageRun,
+    excerpt,
 )
 
 STAGE = 'criteria'
@@ -97,36 +98,51 @@ def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
 
     async def process(row: Row) -> ItemOutcome:
         conversation = _conversation(row)
-        if conversation is None:
-            return ItemOutcome(reason='not in turn')
+        if isinstance(conversation, str):
+            text = excerpt(json.dumps(row.fields['conversations'], ensure_ascii=False))
+            return ItemOutcome(reason='not in turn', detail=conversation, text=text)
         fault = rule_fault(conversation.data, config)
+        transcript = _transcript(conversation.data)
         if fault:
-            return ItemOutcome(reason=fault)
-        messages = _messages(conversation)
+            detail = _describe_rule_fault(fault, '\n'.join(conversation.data))
+            return ItemOutcome(reason=fault, detail=detail, text=excerpt(transcript))
+        messages = _messages(transcript)
         for sample in range(config.attempts):
-            scores = parse_scores(
-                await run.model.complete(ModelRequest(STAGE, messages, sampling, sample))
-            )
+            reply = await run.model.complete(ModelRequest(STAGE, messages, sampling, sample))
+            scores = parse_scores(reply)
             if scores:
                 break
         else:
-            return ItemOutcome(reason='no scores')
+            return ItemOutcome(
+                reason='no scores',
+                detail=f'finish reason {reply.finish_reason}',
+                text=reply.text,
+                attempts=config.attempts,
+            )
         met = [name for name, score in scores.items() if score]
         counts = {f'criterion: {name}': 1 for name in met}
         if met:
-            return ItemOutcome((), 'several criteria' if len(met) > 1 else met[0], counts)
+            return ItemOutcome(
+                (),
+                'several criteria' if len(met) > 1 else met[0],
+                counts,
+                detail=', '.join(met),
+                text=excerpt(transcript),
+                attempts=sample + 1,
+            )
         return ItemOutcome([conversation.row])
 
     def expected_requests(
         row: Row, count_tokens: Callable[[str], int]
     ) -> Iterator[ExpectedRequest]:
         conversation = _conversation(row)
-        if conversation and not rule_fault(conversation.data, config):
-            prompt_tokens = count_tokens(chat_text(_messages(conversation)))
-            yield ExpectedRequest(prompt_tokens, count_tokens(_EXAMPLE))
+        if isinstance(conversation, str) or rule_fault(conversation.data, config):
+            return
+        prompt_tokens = count_tokens(chat_text(_messages(_transcript(conversation.data))))
+        yield ExpectedRequest(prompt_tokens, count_tokens(_EXAMPLE))
 
     expectation = Expectation(expected_requests, 'replies as long as the example')
-    return PreparedStage(process, {'prompt': _SYSTEM}, expectation)
+    return PreparedStage(process, {'prompt': _SYSTEM}, expectation=expectation)
 
 
 def rule_fault(data: Sequence[str], config: CriteriaConfig) -> str:
@@ -142,6 +158,15 @@ def rule_fault(data: Sequence[str], config: CriteriaConfig) -> str:
     if any(link in text.lower() for link in _LINKS):
         return 'link'
     return '' if identify_language(text) == 'en' else 'language'
+
+
+def _describe_rule_fault(fault: str, text: str) -> str:
+    """Return what exactly a fault that `rule_fault` has found in a text refers to."""
+    if fault == 'length':
+        return f'{len(text)} characters'
+    if fault == 'language':
+        return f'{describe_language(text)}, not en'
+    return next(link for link in _LINKS if link in text.lower())
 
 
 def parse_scores(reply: Reply) -> Mapping[str, int] | None:
@@ -165,13 +190,13 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
         UserError: A file is missing or broken, or two rows have the same id.
     """
     rows = (
-        read_rows(path) if path.suffix.lower() == '.json' else shards.read([path]) for path in paths
+        read_rows(path) if file_kind(path) == '.json' else shards.read([path]) for path in paths
     )
     return shards.ensure_unique_ids(itertools.chain.from_iterable(rows))
 
 
-def _conversation(row: Row) -> Conversation | None:
-    """Return the conversation of a row; None if the turns of a ShareGPT row are not valid.
+def _conversation(row: Row) -> Conversation | str:
+    """Return the conversation of a row, or the fault if the turns of a ShareGPT row are not valid.
 
     The turns are valid if the speakers alternate, each message has text, and the last message is an
     answer. The stage drops a row with other turns; any other fault is an error.
@@ -190,16 +215,18 @@ def _conversation(row: Row) -> Conversation | None:
                 f"{row.location}: 'conversations' must be a list of turns with 'from' and 'value'."
             ) from error
         fields['data'] = [text for _, text in turns]
-        alternates = [speaker for speaker, _ in turns] == list(_SPEAKERS) * (len(turns) // 2)
-        if not alternates or conversations.data_fault(fields):
-            return None
+        speakers = [speaker for speaker, _ in turns]
+        if speakers != list(_SPEAKERS) * (len(turns) // 2):
+            return f'speakers: {", ".join(map(str, speakers))}'
+        fault = conversations.data_fault(fields)
+        if fault:
+            return fault
     return conversations.read(Row(row.location, fields))
 
 
-def _messages(conversation: Conversation) -> tuple[ChatMessage, ...]:
+def _messages(transcript: str) -> tuple[ChatMessage, ...]:
     """Return the messages of the request that scores a conversation."""
-    user = ChatMessage('user', _transcript(conversation.data))
-    return ChatMessage('system', _SYSTEM), user
+    return ChatMessage('system', _SYSTEM), ChatMessage('user', transcript)
 
 
 def _transcript(data: Sequence[str]) -> str:

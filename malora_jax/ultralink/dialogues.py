@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import random
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
@@ -27,7 +27,7 @@ from malora_jax.ultralink.stage import (
     PreparedStage,
     StageRun,
 )
-from malora_jax.ultralink.turn_checks import SHORT, answer_fault, question_fault
+from malora_jax.ultralink.turn_checks import SHORT, answer_fault, describe_fault, question_fault
 
 STAGE = 'dialogues'
 
@@ -114,7 +114,7 @@ def prepare(run: StageRun[DialoguesConfig]) -> PreparedStage:
         f'{ANSWER_TOKENS:.0f} per answer'
     )
     expectation = Expectation(generator.expected_requests, assumption)
-    return PreparedStage(generator, {'prompts': prompts.digest()}, expectation)
+    return PreparedStage(generator, {'prompts': prompts.digest()}, expectation=expectation)
 
 
 class _Turn(NamedTuple):
@@ -173,7 +173,7 @@ class _DialogueGenerator:
         end_reason = await dialogue.run(stage.item_rng(self.seed, STAGE, fields['id']))
         counts = dict(dialogue.counts)
         if not dialogue.turns:
-            return ItemOutcome((), end_reason, counts)
+            return ItemOutcome((), end_reason, counts, **dialogue.rejected)
         counts |= {f'ended: {end_reason}': 1, 'turns': len(dialogue.turns)}
         dialogue_row = {
             'id': fields['id'],
@@ -215,11 +215,14 @@ class _Dialogue:
     Attributes:
         turns: Finished turns.
         counts: Number of rejected questions and answers, by reason.
+        rejected: Attributes of `ItemOutcome` that describe why the last request failed; empty
+            before a request has failed.
     """
 
     def __init__(self, generator: _DialogueGenerator, language: str, document: str):
         self.turns: list[_Turn] = []
         self.counts: collections.Counter[str] = collections.Counter()
+        self.rejected: dict[str, Any] = {}
         self._generator = generator
         self._language = language
         self._document = document
@@ -253,6 +256,8 @@ class _Dialogue:
         """
         config = self._generator.config
         if self._tokens >= config.context_tokens:
+            limit = f'{self._tokens} tokens, not fewer than {config.context_tokens}'
+            self.rejected = {'detail': limit, 'text': stage.excerpt(self._document)}
             return 'context full'
         question, fault = await self._request_valid(f'{kind}_question', self._question_fault)
         if fault:
@@ -293,6 +298,10 @@ class _Dialogue:
             if fault in ('', SHORT):
                 break
             self.counts[f'fault in {"answer" if question else "question"}: {fault}'] += 1
+        if fault:
+            earlier = [turn.question for turn in self.turns]
+            detail = describe_fault(fault, reply.text, self._language, self._prompts, earlier)
+            self.rejected = {'detail': detail, 'text': reply.text, 'attempts': sample + 1}
         return reply.text, fault
 
     def _question_fault(self, reply: Reply) -> str:

@@ -1,20 +1,23 @@
 """Stage `documents`: filter documents in one language, and split them into segments."""
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Sequence
 
 from malora_jax import errors
+from malora_jax.data.compressed_files import open_decompressed
 from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
-from malora_jax.ultralink.languages import identify_language, to_simplified
+from malora_jax.ultralink.languages import describe_language, identify_language, to_simplified
 from malora_jax.ultralink.settings import Settings, language_setting, setting
 from malora_jax.ultralink.shards import text_field
-from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, excerpt
 from malora_jax.ultralink.text.segments import segments
 from malora_jax.ultralink.text.tokens import TokenCounter
+from malora_jax.ultralink.worker_processes import ITEMS_PER_WORKER, WorkerProcesses
 
 STAGE = 'documents'
 
@@ -53,6 +56,12 @@ class DocumentsConfig(Settings):
         (),
         recorded=False,
     )
+    workers: int = setting(
+        'Number of processes that work at the same time; default: number of CPU cores.',
+        os.cpu_count() or 1,
+        at_least=1,
+        recorded=False,
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,9 +85,11 @@ def prepare(run: StageRun[DocumentsConfig]) -> PreparedStage:
     """
     config = run.config
     blocklist = _read_blocklist(config.words, config.language) if config.words else None
+    segmenter = _DocumentSegmenter(config, run.token_counter, _titles(config.done), blocklist)
     return PreparedStage(
-        _DocumentSegmenter(config, run.token_counter, _titles(config.done), blocklist),
+        WorkerProcesses(segmenter, config.workers),
         {'done': shards.digest(config.done), 'words': blocklist.pattern if blocklist else ''},
+        ITEMS_PER_WORKER * config.workers,
     )
 
 
@@ -97,14 +108,14 @@ class _DocumentSegmenter:
         self._done_titles = done_titles
         self._blocklist = blocklist
 
-    async def __call__(self, row: Row) -> ItemOutcome:
+    def __call__(self, row: Row) -> ItemOutcome:
         identifier = _identifier(row)
         title, text = text_field(row, 'title'), text_field(row, 'text').strip()
         if self._config.language == 'zh':
             title, text = to_simplified(title), to_simplified(text)
-        fault = self._drop_reason(title, text)
-        if fault:
-            return ItemOutcome(reason=fault)
+        reason, detail = self._drop_reason(title, text)
+        if reason:
+            return ItemOutcome(reason=reason, detail=detail, text=excerpt(text))
         pieces = segments(text, self._config.segment_tokens, self._count_tokens)
         texts = [piece.strip('\n') for piece in pieces if piece.strip()]
         tokens, counts = [self._count_tokens(text) for text in texts], {}
@@ -123,24 +134,31 @@ class _DocumentSegmenter:
         ]
         return ItemOutcome(rows, '', counts)
 
-    def _drop_reason(self, title: str, text: str) -> str:
-        """Return why a document is dropped; '' if it is kept. Cheap checks come first."""
+    def _drop_reason(self, title: str, text: str) -> tuple[str, str]:
+        """Return why a document is dropped, with details; both are '' if the document is kept.
+
+        Cheap checks come first.
+        """
         config = self._config
         if not text:
-            return 'empty'
+            return 'empty', ''
         if title in self._done_titles:
-            return 'done already'
+            return 'done already', f'title {title!r}'
         # A token has at least one byte, so the number of bytes is an upper bound.
-        if len(text.encode()) < config.min_document_tokens:
-            return 'short'
-        if self._blocklist and self._blocklist.search(text):
-            return 'listed word'
+        size = len(text.encode())
+        if size < config.min_document_tokens:
+            return 'short', f'{size} bytes, so fewer than {config.min_document_tokens} tokens'
+        listed = self._blocklist and self._blocklist.search(text)
+        if listed:
+            return 'listed word', listed[0]
         if identify_language(text) != config.language:
-            return 'language'
+            return 'language', f'{describe_language(text)}, not {config.language}'
         tokens = self._count_tokens(text)
         if tokens < config.min_document_tokens:
-            return 'short'
-        return 'long' if tokens > config.max_document_tokens else ''
+            return 'short', f'{tokens} tokens, fewer than {config.min_document_tokens}'
+        if tokens > config.max_document_tokens:
+            return 'long', f'{tokens} tokens, more than {config.max_document_tokens}'
+        return '', ''
 
 
 def _identifier(row: Row) -> str:
@@ -166,7 +184,8 @@ def _read_blocklist(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[
     for path in paths:
         check_file(path)
         try:
-            phrases = {line.strip() for line in path.read_text('utf-8').split('\n')} - {''}
+            with open_decompressed(path) as file:
+                phrases = {line.strip() for line in file.read().decode().split('\n')} - {''}
         except UnicodeDecodeError as error:
             raise UserError(f'{path} is not UTF-8.') from error
         if not phrases:

@@ -99,10 +99,25 @@ def identify_language(text: str) -> str:
     """
     if not any(map(str.isalpha, text)):
         return ''
-    if len(text) > _MAX_CHARACTERS:
-        text = f'{text[: _MAX_CHARACTERS // 2]}\n{text[-_MAX_CHARACTERS // 2 :]}'
+    text = _classified_part(text)
     code, _ = _identifier().classify(text)
     return TRADITIONAL_CHINESE if code == 'zh' and _is_traditional(text) else code
+
+
+def describe_language(text: str) -> str:
+    """Return the code that `identify_language` gives, and its probability, for messages.
+
+    Example:
+        describe_language('Wo ist der Bahnhof?')  # 'de with confidence 0.99'
+
+    Raises:
+        UserError: The extra `ultralink` is not installed.
+    """
+    code = identify_language(text)
+    if not code:
+        return 'no letters'
+    probabilities = dict(_identifier(norm_probs=True).rank(_classified_part(text)))
+    return f'{code} with confidence {probabilities[code.partition("-")[0]]:.2f}'
 
 
 def to_simplified(text: str) -> str:
@@ -114,11 +129,21 @@ def to_simplified(text: str) -> str:
     return _converter('t2s').convert(text)
 
 
+def _classified_part(text: str) -> str:
+    if len(text) <= _MAX_CHARACTERS:
+        return text
+    return f'{text[: _MAX_CHARACTERS // 2]}\n{text[-_MAX_CHARACTERS // 2 :]}'
+
+
 @functools.cache
-def _identifier() -> Any:
-    """Return py3langid's identifier, restricted to the five languages and their neighbors."""
+def _identifier(norm_probs: bool = False) -> Any:
+    """Return py3langid's identifier, restricted to the five languages and their neighbors.
+
+    Args:
+        norm_probs: Whether scores are probabilities, which take longer to compute.
+    """
     langid = import_extra('py3langid.langid')
-    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs)
     near = {code for language in LANGUAGES.values() for code in language.neighbors}
     identifier.set_languages(sorted({*LANGUAGES, *near}))
     return identifier

@@ -23,7 +23,13 @@ from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.settings import Settings, setting
-from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, format_counts
+from malora_jax.ultralink.stage import (
+    ItemOutcome,
+    PreparedStage,
+    StageRun,
+    excerpt,
+    format_counts,
+)
 from malora_jax.ultralink.text.near_duplicates import THRESHOLD, MinHashSketches
 
 STAGE = 'prune'
@@ -85,9 +91,12 @@ def prepare(run: StageRun[PruneConfig]) -> PreparedStage:
 
     async def process(row: Row) -> ItemOutcome:
         conversation = conversations.read(row)
-        reason = dropped.get(conversation.id, '')
+        reason, detail = dropped.get(conversation.id, ('', ''))
         counts = {f'{conversation.language} {conversation.subset}: {reason or _KEPT}': 1}
-        return ItemOutcome([] if reason else [dict(row.fields)], reason, counts)
+        if reason:
+            text = excerpt('\n'.join(conversation.data))
+            return ItemOutcome((), reason, counts, detail=detail, text=text)
+        return ItemOutcome([dict(row.fields)], '', counts)
 
     return PreparedStage(process)
 
@@ -121,8 +130,10 @@ def _count_cells(counts: collections.Counter[str]) -> list[str]:
     return [f'{number:,}' for number in numbers]
 
 
-def _find_dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int) -> dict[str, str]:
-    """Return the reason why each dropped row is dropped, by the id of the row."""
+def _find_dropped(
+    config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int
+) -> dict[str, tuple[str, str]]:
+    """Return why each dropped row is dropped, with details, by the id of the row."""
     ids: dict[str, _Group] = {}
     sketches: dict[_Group, MinHashSketches] = {}
     for row in track(shards.read(inputs), 'compare', 'row', shards.count_rows(inputs)):
@@ -133,9 +144,10 @@ def _find_dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int
         if conversation.language != _SOURCE_LANGUAGE or config.english == 'prune':
             of_group = sketches.setdefault(group, MinHashSketches())
             of_group.add(conversation.id, '\n'.join(conversation.data))
-    dropped: dict[str, str] = {}
+    dropped: dict[str, tuple[str, str]] = {}
     for of_group in sketches.values():
-        dropped |= dict.fromkeys(of_group.near_duplicates(config.min_similarity), _DUPLICATE)
+        for key, nearest in of_group.near_duplicates(config.min_similarity).items():
+            dropped[key] = _DUPLICATE, f'of {nearest}'
     by_group: dict[_Group, list[str]] = {group: [] for group in sketches}
     for key, group in ids.items():
         if group in by_group and key not in dropped:
@@ -144,7 +156,8 @@ def _find_dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int
         budget = getattr(config, subset)
         if budget:
             drawn = heapq.nsmallest(budget, keys, key=lambda key: _sampling_key(seed, key))
-            dropped |= dict.fromkeys(set(keys).difference(drawn), _OVER_BUDGET)
+            detail = f'{budget} of {len(keys)} rows are kept'
+            dropped |= dict.fromkeys(set(keys).difference(drawn), (_OVER_BUDGET, detail))
     return dropped
 
 

@@ -15,14 +15,14 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink.conversations import data_fault
 from malora_jax.ultralink.release_export import FILE_NAMES, split_id
 from malora_jax.ultralink.settings import Settings, setting
-from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, excerpt
 
 STAGE = 'import'
 # Hugging Face dataset with the released files.
 REPOSITORY = 'R0k1e/UltraLink'
 _COMMIT = re.compile(r'[0-9a-f]{40}')
-# An invalid row has only this field, with a description of its fault.
-_FAULT_FIELD = '\0fault'
+# An invalid row has these fields, a description of its fault and the line itself, and its id.
+_FAULT_FIELD, _LINE_FIELD = '\0fault', '\0line'
 
 
 def download(revision: str) -> pathlib.Path:
@@ -112,6 +112,8 @@ def prepare(run: StageRun[ImportConfig]) -> PreparedStage:
                 reason='bad row',
                 counts={f'bad rows of {_file(row)}': 1},
                 message=f'{row.location}: {fault}',
+                detail=fault,
+                text=excerpt(row.fields[_LINE_FIELD]),
             )
         return ItemOutcome([row.fields], counts={f'rows of {_file(row)}': 1})
 
@@ -136,7 +138,11 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
                 fault = fields.get(_FAULT_FIELD) or _row_fault(
                     fields, (language, subset), seen_numbers
                 )
-                data = {_FAULT_FIELD: fault} if fault else _row(fields, language, subset)
+                if fault:
+                    text = line.decode('utf-8', 'replace').rstrip()
+                    data = {'id': fields.get('id', ''), _FAULT_FIELD: fault, _LINE_FIELD: text}
+                else:
+                    data = _row(fields, language, subset)
                 yield Row(f'{path}:{line_number}', data)
 
 

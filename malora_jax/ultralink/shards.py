@@ -1,7 +1,12 @@
 """Output directory of a stage: rows in shards, and a manifest that describes them.
 
-rows-00000.jsonl …    shards: one JSON object per line, from a fixed number of input items
-manifest.json         stage, settings, seed, digest of the inputs, and the counts of each shard
+rows-00000.jsonl …      shards: one JSON object per line, from a fixed number of input items
+rejects-00000.jsonl …   dropped items of each shard; a shard without dropped items has no such file
+manifest.json           stage, settings, seed, digest of the inputs, and the counts of each shard
+
+A line of a rejects file is {"id", "stage", "location", "reason", "detail", "attempts", "text"}: the
+place of the item in the input, and attributes of `stage.ItemOutcome`. There are as many lines
+for each reason as the manifest counts.
 
 A shard is written before the manifest that lists it, and each file is written to a temporary name
 first. So the manifest is correct even if the process is killed, and the stage resumes after the
@@ -9,6 +14,7 @@ shards that the manifest lists. The content of the directory does not depend on 
 number of restarts.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -18,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from malora_jax import files
+from malora_jax.data.compressed_files import open_decompressed
 from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import manifest as manifest_lib
@@ -45,18 +52,32 @@ class ShardWriter:
         self.path = path
         self.manifest = manifest
 
-    def add(self, rows: Sequence[Mapping[str, Any]], counts: ShardCounts) -> None:
-        """Write the next shard, then the manifest that lists it.
+    def add(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        counts: ShardCounts,
+        rejects: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Write the next shard and its rejects file, then the manifest that lists them.
 
         Args:
             rows: Rows of the shard, in order.
             counts: Counts of the items that the rows come from; the row count and the digest are
                 filled in here.
+            rejects: Rows of the rejects file, in the order of the items.
         """
-        path = _shard_path(self.path, len(self.manifest.shards))
-        if path.exists():
-            # The stored manifest may list a shorter shard, from a smaller selection, by this name.
+        number = len(self.manifest.shards)
+        path = _shard_path(self.path, number)
+        if not number or path.exists():
+            # A directory with a shard but without a manifest could not be resumed. Moreover, the
+            # stored manifest may list a shorter shard, from a smaller selection, by this name.
             self._write()
+        rejects_path = _rejects_path(self.path, number)
+        if rejects:
+            files.write_json_lines(rejects_path, list(rejects))
+        else:
+            # A killed run with other settings, or a shorter shard, may have left a file.
+            rejects_path.unlink(missing_ok=True)
         files.write_json_lines(path, list(rows))
         shard = dataclasses.replace(counts, rows=len(rows), sha256=_file_digest(path))
         self._write(shards=(*self.manifest.shards, shard))
@@ -143,6 +164,46 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
             yield from read_json_rows(file)
 
 
+def read_listed(path: pathlib.Path, manifest: StageManifest) -> Iterator[Row]:
+    """Yield the rows of the shards that a directory's manifest lists, also of an unfinished stage.
+
+    Raises:
+        UserError: A shard does not match the manifest, or a line is not a JSON object.
+    """
+    for file in _verified_shard_paths(path, manifest):
+        yield from read_json_rows(file)
+
+
+def read_rejects(path: pathlib.Path, manifest: StageManifest) -> Iterator[Row]:
+    """Yield the rows of the rejects files of all shards that a directory's manifest lists.
+
+    Files that do not exist are skipped, because earlier versions wrote none.
+
+    Raises:
+        UserError: A file does not have the reasons that the manifest counts, or a line is not a
+            JSON object.
+    """
+    for number, shard in enumerate(manifest.shards):
+        file = _rejects_path(path, number)
+        if shard.dropped and file.exists():
+            rows = list(read_json_rows(file))
+            if collections.Counter(row.fields.get('reason') for row in rows) != shard.dropped:
+                raise UserError(
+                    f'{file} was changed after it was written: its reasons are not those in '
+                    f'{path / manifest_lib.NAME}.'
+                )
+            yield from rows
+
+
+def count_unrecorded(path: pathlib.Path, manifest: StageManifest) -> int:
+    """Return the number of dropped items of shards without a rejects file."""
+    return sum(
+        sum(shard.dropped.values())
+        for number, shard in enumerate(manifest.shards)
+        if not _rejects_path(path, number).exists()
+    )
+
+
 def ensure_unique_ids(rows: Iterable[Row]) -> Iterator[Row]:
     """Yield the rows, and check that their ids are unique, because ids identify the output rows.
 
@@ -178,11 +239,13 @@ def count_rows(paths: Sequence[pathlib.Path]) -> int | None:
 def read_json_rows(path: pathlib.Path) -> Iterator[Row]:
     """Yield the rows of a JSON Lines file one at a time; blank lines are skipped.
 
+    The file may be compressed (see `compressed_files`).
+
     Raises:
         UserError: The file is missing, or a line is not a JSON object; the message names the line.
     """
     check_file(path)
-    with path.open('rb') as lines:
+    with open_decompressed(path) as lines:
         for location, fields in files.parse_json_lines(lines, f'{path}:', decode=_DECODER.decode):
             if not isinstance(fields, dict):
                 raise UserError(f'{location} is not a JSON object.')
@@ -264,6 +327,10 @@ def _verified_shard_paths(path: pathlib.Path, manifest: StageManifest) -> list[p
 
 def _shard_path(path: pathlib.Path, number: int) -> pathlib.Path:
     return path / f'rows-{number:05d}.jsonl'
+
+
+def _rejects_path(path: pathlib.Path, number: int) -> pathlib.Path:
+    return path / f'rejects-{number:05d}.jsonl'
 
 
 def _file_digest(path: pathlib.Path) -> str:

@@ -23,6 +23,7 @@ from malora_jax.data.seeds import stable_seed
 from malora_jax.errors import UserError, out_of_range
 from malora_jax.progress import ProgressBar
 from malora_jax.ultralink import shards
+from malora_jax.ultralink.llm.cached_requests import current_item
 from malora_jax.ultralink.llm.chat import ChatModel
 from malora_jax.ultralink.selection import ALL_ITEMS, Selection
 from malora_jax.ultralink.settings import Settings
@@ -35,6 +36,9 @@ SHARD_ITEMS = 1000
 # Maximum number of items that are in progress or wait for a slower item before them, as a multiple
 # of the concurrency.
 _WINDOW_FACTOR = 4
+# Length of an excerpt. A dump has millions of documents that are dropped, so that their full texts
+# would fill the disk.
+_EXCERPT_CHARACTERS = 300
 
 
 class ItemOutcome(NamedTuple):
@@ -45,12 +49,20 @@ class ItemOutcome(NamedTuple):
         reason: Reason why the item is dropped; '' for a kept item.
         counts: Additional counts for the manifest, by name.
         message: Line to print to stderr; '' for none.
+        detail: What exactly the reason refers to, such as the missing numbers; '' for a kept item.
+        text: Rejected text: a reply of the model; or, if no reply was the reason, the beginning of
+            the item (see `excerpt`). '' for a kept item.
+        attempts: Number of replies that the model gave to the request that failed; 0 if the item
+            is dropped without one.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()
     reason: str = ''
     counts: Mapping[str, int] = {}
     message: str = ''
+    detail: str = ''
+    text: str = ''
+    attempts: int = 0
 
 
 # Function that processes one item.
@@ -121,11 +133,13 @@ class PreparedStage(NamedTuple):
         process: Function that processes one item.
         fingerprints: Strings, by name, such as a digest of the prompts. The manifest records them
             next to the settings, inputs, model and tokenizer, because the rows depend on them too.
-        expectation: Requests that the stage expects; None for a stage that uses no model.
+        concurrency: Maximum number of items in progress at a time, for a stage without a model.
+        expectation: Requests that the stage expects; None for a stage without a model.
     """
 
     process: ProcessItem
     fingerprints: Mapping[str, str] = {}
+    concurrency: int = 1
     expectation: Expectation | None = None
 
 
@@ -212,6 +226,11 @@ def item_rng(seed: int, stage: str, item: str) -> random.Random:
     return random.Random(stable_seed(seed, stage, item))
 
 
+def excerpt(text: str) -> str:
+    """Return the beginning of an item's text, for `ItemOutcome.text`; the input has all of it."""
+    return text if len(text) <= _EXCERPT_CHARACTERS else f'{text[:_EXCERPT_CHARACTERS]}…'
+
+
 def format_counts(manifest: StageManifest) -> str:
     """Return the counts of a finished stage as text, one count per line."""
     total = manifest.total
@@ -231,18 +250,21 @@ async def _write_shards(
 ) -> None:
     """Write the outcomes in shards, each for a fixed number of items."""
     rows: list[Mapping[str, Any]] = []
+    rejects: list[Mapping[str, Any]] = []
     shard = ShardCounts()
     async for item, outcome in outcomes:
         rows += outcome.rows
+        if outcome.reason:
+            rejects.append(_reject_row(writer.manifest.stage, item, outcome))
         shard += _count_outcome(item, outcome)
         if outcome.message:
             bar.write(outcome.message, sys.stderr)
         bar.advance(1, progress_facts())
         if shard.items == writer.manifest.shard_items:
-            writer.add(rows, shard)
-            rows, shard = [], ShardCounts()
+            writer.add(rows, shard, rejects)
+            rows, rejects, shard = [], [], ShardCounts()
     if shard.items:
-        writer.add(rows, shard)
+        writer.add(rows, shard, rejects)
 
 
 def _count_outcome(item: Row, outcome: ItemOutcome) -> ShardCounts:
@@ -250,8 +272,31 @@ def _count_outcome(item: Row, outcome: ItemOutcome) -> ShardCounts:
     assert bool(outcome.rows) != bool(outcome.reason), (item.location, outcome.reason)
     if not outcome.reason:
         return ShardCounts(1, 1, len(outcome.rows), counts=outcome.counts)
-    location = pathlib.PurePath(item.location).name
-    return ShardCounts(1, 0, 0, {outcome.reason: 1}, {outcome.reason: location}, outcome.counts)
+    first = {outcome.reason: _place(item)}
+    return ShardCounts(1, 0, 0, {outcome.reason: 1}, first, outcome.counts)
+
+
+def _reject_row(stage: str, item: Row, outcome: ItemOutcome) -> Mapping[str, Any]:
+    """Return the row of a dropped item in the rejects file (see `shards`)."""
+    fields = {
+        'id': str(item.fields.get('id', '')),
+        'stage': stage,
+        'location': _place(item),
+        'reason': outcome.reason,
+        'detail': outcome.detail,
+        'attempts': outcome.attempts,
+        'text': outcome.text,
+    }
+    # A dropped item may have unpaired surrogates, which UTF-8 cannot encode.
+    return {
+        name: value.encode('utf-8', 'replace').decode() if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
+
+
+def _place(item: Row) -> str:
+    """Return file name and line of an item, without the directory, which may be moved."""
+    return pathlib.PurePath(item.location).name
 
 
 async def _process_in_order(
@@ -273,6 +318,7 @@ async def _process_in_order(
             read_errors.append(error)
 
     async def work(item: Row) -> tuple[Row, ItemOutcome]:
+        current_item.set(str(item.fields.get('id', _place(item))))
         try:
             return item, await process(item)
         except BaseException:

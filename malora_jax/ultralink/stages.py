@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 from malora_jax.data.file_rows import Row
 from malora_jax.ultralink import (
+    cache_inspection,
     commands,
     criteria,
     dialogues,
     documents,
+    explain,
     prune,
     release_import,
     stage,
@@ -57,6 +59,8 @@ class Command:
         output: Help text of `--output`; '' if there is no output directory.
         needs: Resources that the command uses: a language model, a tokenizer or a random seed.
             Each of them adds its own flags.
+        argument: Name of the setting that may be given without a flag, as the first argument; '' =
+            all settings need flags.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Command:
     find_inputs: Callable[[Any], Sequence[pathlib.Path]] = lambda config: []
     output: str = ''
     needs: tuple[Literal['model', 'tokenizer', 'seed'], ...] = ()
+    argument: str = ''
 
     @property
     def help(self) -> str:
@@ -123,7 +128,7 @@ class Stage(Command):
             run.output,
             settings=self.recorded_settings(run, prepared),
             seed=run.seed,
-            concurrency=run.concurrency if 'model' in self.needs else 1,
+            concurrency=run.concurrency if 'model' in self.needs else prepared.concurrency,
             shard_items=run.shard_items,
             selection=run.selection,
             read=self.read,
@@ -247,6 +252,31 @@ rows of each language and subset.""",
         needs=('seed',),
         prepare=prune.prepare,
         summary=prune.summary,
+    ),
+    FileCommand(
+        name=explain.COMMAND,
+        purpose='Show what each stage did with an item: kept, or rejected and why.',
+        details="""\
+Prints an item's way through the stages, in the order of the pipeline: where it was kept, and under
+which id; or why it was rejected, with the rejected text and the number of attempts. The id may be
+that of a document, of one of its segments, of a conversation, or of its translation.""",
+        examples=('fr-1204-0 --stages=data', 'gsm8k-1 --stages=data/en/chat,data/fr/translated'),
+        config=explain.ExplainConfig,
+        argument='id',
+        function=explain.run,
+    ),
+    FileCommand(
+        name=cache_inspection.COMMAND,
+        purpose='Show the cached requests and replies of a model: prompts, replies and tokens.',
+        details="""\
+Prints the number of replies and tokens of each model and stage, and the latest requests; or, with
+--item, all prompts and replies of an item.""",
+        examples=(
+            '--cache=data/fr/answers.sqlite',
+            '--cache=data/fr/answers.sqlite --item=fr-1204-0',
+        ),
+        config=cache_inspection.CacheConfig,
+        function=cache_inspection.run,
     ),
     FileCommand(
         name='export',

@@ -14,7 +14,7 @@ from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, translation_checks, translations
 from malora_jax.ultralink.conversations import Conversation
-from malora_jax.ultralink.languages import identify_language
+from malora_jax.ultralink.languages import describe_language, identify_language
 from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest, chat_text
 from malora_jax.ultralink.settings import (
     Settings,
@@ -31,6 +31,8 @@ from malora_jax.ultralink.stage import (
     PreparedStage,
     StageRun,
 )
+from malora_jax.ultralink.text import spans
+from malora_jax.ultralink.translation_checks import TranslationFault
 
 STAGE = 'translate'
 _SOURCE_LANGUAGE = 'en'
@@ -69,9 +71,8 @@ def prepare(run: StageRun[TranslateConfig]) -> PreparedStage:
     translator = _Translator(run)
     fingerprints = {'prompts': translations.digest(run.config.language)}
     assumption = 'translations that are as much longer as in the demonstration'
-    return PreparedStage(
-        translator, fingerprints, Expectation(translator.expected_requests, assumption)
-    )
+    expectation = Expectation(translator.expected_requests, assumption)
+    return PreparedStage(translator, fingerprints, expectation=expectation)
 
 
 class _Translator:
@@ -88,11 +89,19 @@ class _Translator:
         translated: list[str] = []
         for number, text in enumerate(source.data):
             previous = (source.data[number - 1], translated[-1]) if number else None
-            translation, fault = await self._translate_message(
+            translation, faults = await self._translate_message(
                 text, previous, source.subset, counts
             )
-            if fault:
-                return ItemOutcome((), fault, counts)
+            if faults:
+                detail = '; '.join(_describe(fault, translation) for fault in faults)
+                return ItemOutcome(
+                    (),
+                    faults[0].kind,
+                    counts,
+                    detail=f'message {number + 1}: {detail}',
+                    text=translation,
+                    attempts=self._config.attempts,
+                )
             translated.append(translation)
         language = self._config.language
         target = source._replace(id=f'{language}-{source.id}', language=language, data=translated)
@@ -119,7 +128,7 @@ class _Translator:
         previous: tuple[str, str] | None,
         subset: str,
         counts: collections.Counter[str],
-    ) -> tuple[str, str]:
+    ) -> tuple[str, list[TranslationFault]]:
         """Translate one message, with several attempts.
 
         Args:
@@ -129,8 +138,8 @@ class _Translator:
             counts: Number of faults by kind, which is updated.
 
         Returns:
-            Translation of the last attempt, and the kind of its first fault; the kind is '' if the
-            translation has no fault.
+            Translation of the last attempt, and its faults, in the order of
+            `translation_checks.KINDS`.
         """
         messages = translations.load(self._config.language, subset).messages(text, previous)
         for sample in range(self._config.attempts):
@@ -138,21 +147,20 @@ class _Translator:
                 ModelRequest(STAGE, messages, self._sampling, sample)
             )
             faults = (
-                [reply.finish_reason]
+                [TranslationFault(reply.finish_reason, 'the reply is incomplete')]
                 if reply.finish_reason != 'stop'
-                else self._fault_kinds(text, reply.text, subset)
+                else translation_checks.faults(
+                    text,
+                    reply.text,
+                    self._config.language,
+                    identify_language,
+                    _CHECK_KINDS[subset],
+                )
             )
             if not faults:
-                return reply.text, ''
-            counts.update(f'fault: {kind}' for kind in faults)
-        return reply.text, faults[0]
-
-    def _fault_kinds(self, text: str, translation: str, subset: str) -> list[str]:
-        """Return the distinct kinds of faults, in the order of `translation_checks.KINDS`."""
-        faults = translation_checks.faults(
-            text, translation, self._config.language, identify_language, _CHECK_KINDS[subset]
-        )
-        return list(dict.fromkeys(fault.kind for fault in faults))
+                break
+            counts.update(f'fault: {kind}' for kind in {fault.kind for fault in faults})
+        return reply.text, faults
 
 
 def _source(row: Row) -> Conversation:
@@ -168,3 +176,11 @@ def _source(row: Row) -> Conversation:
             f'only English rows of {", ".join(translations.SUBSETS)} can be translated.'
         )
     return source
+
+
+def _describe(fault: TranslationFault, translation: str) -> str:
+    """Return the kind and the details of a fault, for a language with its probability."""
+    detail = fault.detail
+    if fault.kind == 'language':
+        detail += f' ({describe_language(spans.split(translation).prose)})'
+    return f'{fault.kind}: {detail}'

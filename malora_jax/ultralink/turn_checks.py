@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from malora_jax.ultralink.languages import identify_language
+from malora_jax.ultralink.languages import describe_language, identify_language
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.prompts import DialoguePrompts
 from malora_jax.ultralink.text.shingles import similarity
@@ -76,6 +76,39 @@ def answer_fault(
     if identify_language(reply.text) != language:
         return 'language'
     return 'speaks of the text' if prompts.citation_pattern.search(reply.text) else ''
+
+
+def describe_fault(
+    fault: str,
+    text: str,
+    language: str,
+    prompts: DialoguePrompts,
+    earlier_questions: Sequence[str] = (),
+) -> str:
+    """Return what exactly a fault in a question or an answer refers to; '' if there is no more.
+
+    Args:
+        fault: Result of `question_fault` or `answer_fault` for the text.
+        text: Question or answer.
+        language: Code of the required language.
+        prompts: Prompts of that language, with the patterns of forbidden phrases.
+        earlier_questions: Earlier questions of the same dialogue.
+    """
+    if fault in ('length', SHORT):
+        return f'{len(text)} characters'
+    if fault == 'language':
+        return f'{describe_language(text)}, not {language}'
+    if fault == 'not one question':
+        return f'{len(_QUESTION_MARK.findall(text))} question marks'
+    if fault == 'asked before':
+        nearest = max(earlier_questions, key=lambda earlier: similarity(text, earlier))
+        return f'{similarity(text, nearest):.2f} similar to {nearest!r}'
+    patterns = {
+        'speaks of the text': (prompts.citation_pattern,),
+        'not self-contained': (prompts.reference_pattern, prompts.pronoun_pattern),
+    }
+    matches = (each.search(text) for each in patterns.get(fault, ()) if each)
+    return next((repr(match[0]) for match in matches if match), '')
 
 
 def _reply_fault(reply: Reply) -> str:

@@ -123,13 +123,17 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
 
     async def process(row: Row) -> ItemOutcome:
         identifier, question, answer, baseline_answer = read_answers(row)
-        points = [
-            await compare(question, answer, baseline_answer),
-            await compare(question, baseline_answer, answer),
-        ]
-        if points[0] is None or points[1] is None:
-            return ItemOutcome(reason='no verdict')
-        answer_points = (points[0], -points[1])
+        first_points, first_reply = await compare(question, answer, baseline_answer)
+        second_points, second_reply = await compare(question, baseline_answer, answer)
+        if first_points is None or second_points is None:
+            first_failed = first_points is None
+            return ItemOutcome(
+                reason='no verdict',
+                detail=f'{"judged" if first_failed else "baseline"} answer in first place',
+                text=first_reply if first_failed else second_reply,
+                attempts=run.config.attempts,
+            )
+        answer_points = (first_points, -second_points)
         score = 0.5 + 0.5 * np.sign(sum(answer_points))
         verdicts = [{1: 'answer', -1: 'baseline', 0: 'tie'}[point] for point in answer_points]
         verdict_row = {'id': identifier, 'verdicts': verdicts, 'score': float(score)}
@@ -141,7 +145,8 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
 
     fingerprints = {'baseline': shards.digest([baseline]), 'prompt': _SYSTEM + _USER}
     assumption = f'{_VERDICT_TOKENS} tokens per verdict'
-    return PreparedStage(process, fingerprints, Expectation(expected_requests, assumption))
+    expectation = Expectation(expected_requests, assumption)
+    return PreparedStage(process, fingerprints, expectation=expectation)
 
 
 class _PairwiseJudge:
@@ -153,18 +158,19 @@ class _PairwiseJudge:
         self._sampling = ChatSampling(config.max_tokens, config.temperature, seed=run.seed)
         self._system = _SYSTEM.format(language=get_language(config.language).name)
 
-    async def __call__(self, question: str, first: str, second: str) -> int | None:
-        """Return 1 if the first answer is better, -1 if the second is better, 0 for a tie.
+    async def __call__(self, question: str, first: str, second: str) -> tuple[int | None, str]:
+        """Return the points of the verdict, as in `parse_verdict`, and the judge's last reply.
 
-        The result is None if no attempt gives a verdict.
+        The points are None if no attempt gives a verdict.
         """
         messages = self.messages(question, first, second)
         for sample in range(self._config.attempts):
             request = ModelRequest(STAGE, messages, self._sampling, sample)
-            points = parse_verdict(await self._model.complete(request))
+            reply = await self._model.complete(request)
+            points = parse_verdict(reply)
             if points is not None:
-                return points
-        return None
+                break
+        return points, reply.text
 
     def messages(self, question: str, first: str, second: str) -> tuple[ChatMessage, ...]:
         """Return the messages of the request that compares two answers."""

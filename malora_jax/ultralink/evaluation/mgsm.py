@@ -101,7 +101,7 @@ def prepare(run: StageRun[MgsmConfig]) -> PreparedStage:
         yield ExpectedRequest(prompt_tokens, min(_SOLUTION_TOKENS, config.max_tokens))
 
     expectation = Expectation(expected_requests, f'{_SOLUTION_TOKENS} tokens per solution')
-    return PreparedStage(process, {}, expectation)
+    return PreparedStage(process, expectation=expectation)
 
 
 def summary(run: StageRun[MgsmConfig], manifest: StageManifest) -> str:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 
 from malora_jax import files
 from malora_jax.errors import UserError
+from malora_jax.ultralink.llm import cached_requests
+from malora_jax.ultralink.llm.cached_requests import CachedRequest
 from malora_jax.ultralink.llm.chat import ChatModel, ModelRequest, Reply
 from malora_jax.ultralink.llm.usage import TokenUsage, UsageMeter
 
@@ -92,6 +94,18 @@ class ReplyCache:
         values = (reply.text, reply.finish_reason, reply.tokens, model, usage.prompt, usage.cached)
         self._connect().execute(query, (key, *values))
 
+    def put_request(self, key: bytes, model: str, request: ModelRequest) -> None:
+        """Store the request of a reply, from which the command `cache` shows its prompt."""
+        cached_requests.store(self._connect(), key, model, request)
+
+    def read_requests(self, item: str = '', last: int = 0) -> list[CachedRequest]:
+        """Return stored requests and their replies, oldest first; see `cached_requests.read`."""
+        return cached_requests.read(self._connect(), item, last)
+
+    def count_replies(self) -> list[tuple[str, str, str, int, int]]:
+        """Return the counts of replies and tokens; see `cached_requests.count_replies`."""
+        return cached_requests.count_replies(self._connect())
+
     @property
     def total_tokens(self) -> int:
         """Total number of tokens of all cached replies and their requests."""
@@ -146,6 +160,7 @@ class ReplyCache:
             for table in _TABLES:
                 self._connection.execute(table)
             _add_columns(self._connection)
+            cached_requests.create_tables(self._connection)
         return self._connection
 
 
@@ -276,6 +291,7 @@ class CachedModel:
         try:
             reply = await self._model.complete(request)
             if reply.is_cacheable:
+                self._cache.put_request(key, self.name, request)
                 self._cache.put(key, reply, self._meter.model if self._meter else '')
             return reply
         finally:

@@ -3,10 +3,12 @@
 import dataclasses
 import pathlib
 
-from malora_jax.errors import unknown_name
+import tokenizers
+
+from malora_jax.errors import UserError, unknown_name
 from malora_jax.export.fingerprints import text_fingerprint
 from malora_jax.models.config import PRESETS, preset
-from malora_jax.models.loading import tokenizer as tokenizer_lib
+from malora_jax.models.loading import tokenizer_gguf, tokenizer_huggingface
 from malora_jax.models.loading.base_model import find_weights
 from malora_jax.models.loading.gguf_file import GGUFFile
 
@@ -16,16 +18,16 @@ class TokenCounter:
     """Function that counts the tokens of a text.
 
     Attributes:
-        tokenizer: Tokenizer that splits the text.
+        backend: Tokenizer that splits the text. Counting needs no end token and no chat template.
         fingerprint: Hash of the tokenizer's definition.
     """
 
-    tokenizer: tokenizer_lib.Tokenizer
+    backend: tokenizers.Tokenizer
     fingerprint: str
 
     def __call__(self, text: str) -> int:
         """Return the number of tokens of a text, without special tokens at its ends."""
-        return len(self.tokenizer.encode(text))
+        return len(self.backend.encode_batch_fast([text], add_special_tokens=False)[0])
 
 
 def load_token_counter(name_or_path: str) -> TokenCounter:
@@ -45,9 +47,13 @@ def load_token_counter(name_or_path: str) -> TokenCounter:
     if not (path.is_dir() or path.suffix == '.gguf'):
         if name_or_path not in PRESETS:
             raise unknown_name('model or path in --tokenizer', name_or_path, PRESETS)
-        path = find_weights(preset(name_or_path), '')
+        try:
+            path = find_weights(preset(name_or_path), '')
+        except UserError as error:
+            # Other commands have the field model.weights for the location of a model's files.
+            raise UserError(str(error).replace('model.weights', '--tokenizer')) from error
     if path.suffix == '.gguf':
-        tokenizer = tokenizer_lib.from_gguf(GGUFFile(path))
+        backend = tokenizer_gguf.build_backend(GGUFFile(path))
     else:
-        tokenizer = tokenizer_lib.from_huggingface(path)
-    return TokenCounter(tokenizer, text_fingerprint(tokenizer.tokenizer_json))
+        backend = tokenizer_huggingface.load_backend(path)
+    return TokenCounter(backend, text_fingerprint(backend.to_str()))

@@ -5,6 +5,8 @@ A file has one of three formats, which its name or its beginning determines:
 - Parquet, as in the dataset wikimedia/wikipedia.
 - Output of WikiExtractor: each document is between <doc id="…" url="…" title="…"> and </doc>.
 - JSON Lines, such as the output of WikiExtractor with `--json`.
+
+The last two may be compressed (see `compressed_files`), as WikiExtractor does with `--compress`.
 """
 
 import codecs
@@ -14,6 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
+from malora_jax.data.compressed_files import open_decompressed
 from malora_jax.data.file_rows import Row, check_file, read_rows
 from malora_jax.errors import UserError
 from malora_jax.ultralink.shards import read_json_rows
@@ -48,7 +51,7 @@ def _read(path: pathlib.Path) -> Iterator[Row]:
     check_file(path)
     if path.suffix.lower() == '.parquet':
         return read_rows(path)
-    with path.open('rb') as lines:
+    with open_decompressed(path) as lines:
         first = next((line for line in lines if line.strip()), b'')
     has_markup = first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'<')
     return _read_wikiextractor(path) if has_markup else read_json_rows(path)
@@ -56,7 +59,7 @@ def _read(path: pathlib.Path) -> Iterator[Row]:
 
 def _read_wikiextractor(path: pathlib.Path) -> Iterator[Row]:
     """Yield the documents in a WikiExtractor file, with the HTML entities in the text decoded."""
-    with path.open('rb') as file:
+    with open_decompressed(path) as file:
         lines = _decoded(path, file)
         for number, line in lines:
             if line.strip():
@@ -78,6 +81,8 @@ def _attributes(location: str, line: str) -> dict[str, str]:
     Raises:
         UserError: The line is not a <doc> tag with an id and a title.
     """
+    if line.lstrip().startswith('<mediawiki'):
+        raise UserError(f'{location} is a dump of MediaWiki: extract its text with WikiExtractor.')
     match = _DOC_START.fullmatch(line)
     attributes = {
         name: html.unescape(value) for name, value in _ATTRIBUTE.findall(match[1] if match else '')

@@ -1,0 +1,192 @@
+"""Command `explain`: what each stage did with an item, from its rows, rejects and manifest.
+
+Two stages change ids, so that an item is found under several: `documents` makes LANGUAGE-ID-NUMBER
+of the id of a document, and `translate` makes LANGUAGE-ID of the id of a conversation. The released
+files have new ids; there, an item is recognized by its messages.
+"""
+
+import dataclasses
+import pathlib
+import re
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from malora_jax.data.file_rows import Row
+from malora_jax.errors import UserError
+from malora_jax.ultralink import conversations, manifest, release_export, shards
+from malora_jax.ultralink.manifest import StageManifest, read_manifest
+from malora_jax.ultralink.pipeline import NAMES
+from malora_jax.ultralink.settings import Settings, setting
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.text.printing import indented, printable
+
+COMMAND = 'explain'
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplainConfig(Settings):
+    """Settings of the command `explain`."""
+
+    section = COMMAND
+    id: str = setting('Id of the item, in any stage; it may be given without the flag.')
+    stages: Sequence[pathlib.Path] = setting(
+        'Output directories of stages, finished or not, and of `export`; or directories that '
+        'contain them.'
+    )
+
+
+def run(run: StageRun[ExplainConfig]) -> tuple[str, int]:
+    """Return the way of an item through the stages as text, and exit status 0."""
+    return explain(run.config.id, run.config.stages), 0
+
+
+def explain(identifier: str, paths: Sequence[pathlib.Path]) -> str:
+    """Return what each stage did with an item, as text.
+
+    Args:
+        identifier: Id of the item, in any stage.
+        paths: Output directories of stages and of `export`, or directories that contain them.
+
+    Raises:
+        UserError: There is no output of a stage, an output is broken, or no stage has the item.
+    """
+    directories = _stage_directories(paths)
+    sources = _source_ids(identifier, directories)
+    ids = {_normal(identifier)}
+    released_data: list[tuple[str, list[str]]] = []
+    sections: list[str] = []
+    without: list[str] = []
+    for path, stage in directories.items():
+        lines = []
+        for row in shards.read_rejects(path, stage):
+            if _id(row) in ids | sources[path]:
+                lines += _rejected(row)
+        for row in shards.read_listed(path, stage):
+            origin = origin_id(stage, _id(row))
+            if origin in ids | sources[path]:
+                lines.append(f'kept as {_id(row)} ({pathlib.Path(row.location).name})')
+            if origin in ids or _id(row) in ids:
+                ids.add(_id(row))
+                released_data += _released_data(row)
+        heading = f'{stage.stage} ({path}{"" if stage.complete else ", not complete"})'
+        if lines:
+            sections.append(f'{heading}\n{_listed(lines)}')
+        else:
+            without.append(heading + _unrecorded_note(path, stage))
+    if not sections:
+        raise UserError(
+            f'No stage in {", ".join(map(str, paths))} has an item {identifier!r}: give its id '
+            'as it is in a row or in a rejects file.'
+        )
+    for folder in _release_directories(paths) if released_data else ():
+        places = list(_released_places(folder, released_data)) or ['not among the released rows']
+        sections.append(f'export ({folder})\n{_listed(places)}')
+    if without:
+        sections.append(f'Outputs without this item:\n{_listed(without)}')
+    return printable('\n'.join(sections))
+
+
+def origin_id(stage: StageManifest, identifier: str) -> str | None:
+    """Return the id of the item that a stage has made a row of, from the id of the row.
+
+    Args:
+        stage: Manifest of the stage.
+        identifier: Id of the row.
+
+    Returns:
+        Id of the item; None if the stage cannot have written a row with this id.
+    """
+    patterns = {'documents': r'{}-(.+)-\d+', 'translate': r'{}-(.+)'}
+    if stage.stage not in patterns:
+        return identifier
+    language = re.escape(str(stage.settings.get('language')))
+    match = re.fullmatch(patterns[stage.stage].format(language), identifier, re.DOTALL)
+    return match[1] if match else None
+
+
+def _source_ids(
+    identifier: str, directories: dict[pathlib.Path, StageManifest]
+) -> dict[pathlib.Path, set[str]]:
+    """Return the ids of the items that the item was made of, by the directory that reads them."""
+    chain, sources = {_normal(identifier)}, {}
+    for path, stage in reversed(directories.items()):
+        origins = {origin_id(stage, each) for each in chain} - {None}
+        sources[path] = {origin for origin in origins if origin}
+        # Documents in other languages may have the same ids.
+        if stage.stage != 'documents':
+            chain |= sources[path]
+    return sources
+
+
+def _stage_directories(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, StageManifest]:
+    """Return the manifest of each output directory of a stage, in the order of the pipeline.
+
+    Raises:
+        UserError: A path does not exist, a manifest is broken, or there is none.
+    """
+    missing = next((path for path in paths if not path.is_dir()), None)
+    if missing:
+        raise UserError(f'There is no directory {missing}.')
+    files = sorted({file for path in paths for file in path.rglob(manifest.NAME)})
+    found = {file.parent: read_manifest(file.parent) for file in files}
+    if not found:
+        raise UserError(f'{", ".join(map(str, paths))} has no output of a stage.')
+    order = {name: number for number, name in enumerate(NAMES)}
+    return dict(sorted(found.items(), key=lambda each: order.get(each[1].stage, len(order))))
+
+
+def _release_directories(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Return the output directories of `export`."""
+    names = release_export.FILE_NAMES
+    return sorted({file.parent for path in paths for name in names for file in path.rglob(name)})
+
+
+def _unrecorded_note(path: pathlib.Path, stage: StageManifest) -> str:
+    number = shards.count_unrecorded(path, stage)
+    return f': an earlier version has dropped {number:,} items without a record' if number else ''
+
+
+def _rejected(row: Row) -> list[str]:
+    """Return a reject as lines of text."""
+    fields = row.fields
+    detail = f' ({fields["detail"]})' if fields['detail'] else ''
+    attempts = f', after {fields["attempts"]} attempts' if fields['attempts'] else ''
+    lines = [f'rejected: {fields["reason"]}{detail}{attempts}; input {fields["location"]}']
+    if fields['text']:
+        lines.append(indented(fields['text']))
+    return lines
+
+
+def _released_data(row: Row) -> list[tuple[str, list[str]]]:
+    """Return the released file of a conversation and its released messages; [] for other rows."""
+    if 'data' not in row.fields:
+        return []
+    conversation = conversations.read(row)
+    name = f'{conversation.language}_{conversation.subset}.jsonl'
+    return [(name, release_export.released_row(conversation, 0)['data'])]
+
+
+def _released_places(
+    folder: pathlib.Path, released_data: Sequence[tuple[str, Any]]
+) -> Iterator[str]:
+    """Yield the ids and places of conversations in the output directory of `export`."""
+    for name in sorted({name for name, _ in released_data}):
+        if (folder / name).is_file():
+            for row in shards.read_json_rows(folder / name):
+                if (name, row.fields.get('data')) in released_data:
+                    yield f'released as {_id(row)} ({pathlib.Path(row.location).name})'
+
+
+def _id(row: Row) -> str:
+    return _normal(row.fields.get('id', ''))
+
+
+def _normal(identifier: Any) -> str:
+    """Return an id with composed accents, because keyboards and files may differ in that."""
+    return unicodedata.normalize('NFC', str(identifier))
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return textwrap.indent('\n'.join(lines), '  ')
