@@ -1,6 +1,7 @@
 """A model at an OpenAI-compatible HTTP endpoint."""
 
 import asyncio
+import dataclasses
 import json
 import os
 from collections.abc import Awaitable, Mapping
@@ -141,14 +142,15 @@ class Endpoint:
         """Send a request until its response can be read.
 
         A response that was truncated in transit was paid for, but its tokens are unknown. Since the
-        request is the same, they are counted like those of the response that can be read.
+        request is the same, they are counted like those of the response that can be read, without
+        a discount for cached tokens.
         """
         unreadable = 0
         for attempt in range(_RETRIES + 1):
             try:
                 reply = await self._attempt(request, bound.tokens)
                 self._unreadable_in_a_row = 0
-                usage = reply.usage * (1 + unreadable)
+                usage = reply.usage + dataclasses.replace(reply.usage, cached=0) * unreadable
                 return Reply(reply.text, reply.finish_reason, usage.total, usage)
             except TransientError as error:
                 self.meter.errors[error.kind] += 1
