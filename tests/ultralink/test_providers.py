@@ -28,7 +28,7 @@ from tests.helpers.provider_stubs import (
     ReasoningProvider,
     ThinkingProvider,
 )
-from tests.ultralink.helpers import WordCounter, contents, read_rows, write_rows
+from tests.ultralink.helpers import WordCounter, contents, read_rows, run, write_rows
 
 CONCURRENCY = 32
 
@@ -135,7 +135,7 @@ SOFT = {'error': 0.02, 'cut': 0.02, 'broken': 0.02}
     [
         (lambda: provider(ReasoningProvider), {'preset': 'openai_reasoning'}),
         (lambda: provider(ThinkingProvider, rates=CONTENT), {}),
-        (lambda: provider(ThinkingProvider, rates=CONTENT), {'preset': 'vllm_no_thinking'}),
+        (lambda: provider(ThinkingProvider, rates=CONTENT), {'preset': 'no_thinking'}),
         (lambda: provider(MistralProvider, rates=CONTENT), {'preset': 'mistral'}),
         (
             lambda: Gateway(FailurePlan({**CONTENT, 'rate_limit': 0.05}), answer, soft_rates=SOFT),
@@ -175,9 +175,7 @@ def test_thoughts_are_removed_and_can_be_turned_off(tmp_path):
     with serve(provider(ThinkingProvider)) as stub:
         dialogues(tmp_path, stub, 5, 'thinking')
     with serve(provider(ThinkingProvider)) as stub:
-        dialogues(
-            tmp_path, stub, 5, 'quiet', extra_body='{"top_k": 3}', preset='sglang_no_thinking'
-        )
+        dialogues(tmp_path, stub, 5, 'quiet', extra_body='{"top_k": 3}', preset='no_thinking')
     [body, *_] = stub.requests.values()
     assert body['chat_template_kwargs'] == {'enable_thinking': False} and body['top_k'] == 3
     # Another format of requests gives other replies, so the manifest names it.
@@ -391,3 +389,31 @@ def test_batches_give_the_bytes_of_the_online_mode(tmp_path, prices):
     assert len(read_rows(tmp_path / 'batches')) == found.total.rows
     with sqlite3.connect(tmp_path / 'batches.sqlite') as connection:
         assert connection.execute('SELECT * FROM batches').fetchall() == []
+
+
+# Command line.
+
+
+@pytest.mark.slow
+def test_a_command_shows_tokens_errors_and_cost(tmp_path, prices):
+    problems = ''.join(f'Combien font {number} + 2 ?\t{number + 2}\n' for number in range(10))
+    (tmp_path / 'mgsm_fr.tsv').write_text(problems, 'utf-8')
+    with serve(MistralProvider(FailurePlan({'rate_limit': 0.3}), answer)) as stub:
+        command = [
+            *('mgsm', '--language=fr', f'--input={tmp_path}/mgsm_fr.tsv', '--llm=m'),
+            *(f'--base-url={stub.address}', f'--output={tmp_path}/out', f'--prices={prices}'),
+        ]
+        rejected = run(*command)
+        assert rejected.returncode == 2
+        assert 'status 422: body.seed: Extra inputs are not permitted' in rejected.stderr
+        rejected_requests, stub.sent = stub.sent, 0
+        done = run(*command, '--preset=mistral')
+    assert rejected_requests <= 10 and done.returncode == 0, done.stderr
+    _, prompt, completion, _ = stub.billed
+    failed = stub.failure_counts['rate_limit']
+    tokens = f'{prompt:,} prompt tokens, {completion:,} completion tokens, ${stub.cost:.4f}\n'
+    assert (
+        f'm, this run: {stub.sent} requests ({failed} failed: {failed} status 429), {tokens}'
+        in (done.stderr)
+    )
+    assert f'm, all runs in the cache: {tokens}' in done.stderr

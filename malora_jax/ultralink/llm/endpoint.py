@@ -174,8 +174,14 @@ class Endpoint:
         await self._requests_per_minute.acquire(1)
         counted = await self._tokens_per_minute.acquire(max_tokens)
         self.meter.requests += 1
-        body = await self._post(self._body(request))
-        reply = body if isinstance(body, Reply) else self._read(body)
+        try:
+            body = await self._post(self._body(request))
+            reply = body if isinstance(body, Reply) else self._read(body)
+        except UnreadableError:
+            raise  # Its tokens are unknown, so the upper bound stays.
+        except TransientError:
+            self._tokens_per_minute.correct(counted, 0)
+            raise
         self._tokens_per_minute.correct(counted, reply.tokens or max_tokens)
         return reply
 
@@ -246,7 +252,7 @@ class Endpoint:
         if self._only_thoughts >= _MAX_ONLY_THOUGHTS and not self._has_answered:
             raise UserError(
                 f'The model {self._model!r} only reasons: its first {self._only_thoughts} replies '
-                'end before an answer. Turn its reasoning off, as with --preset=vllm_no_thinking, '
+                'end before an answer. Turn its reasoning off, as with --preset=no_thinking, '
                 'or raise the maximum number of tokens of replies.'
             )
         if self._unreadable_in_a_row >= _MAX_UNREADABLE:
