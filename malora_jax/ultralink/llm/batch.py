@@ -102,8 +102,10 @@ class BatchEndpoint(Endpoint):
         self._gathered_bytes += len(line)
         if self._timer:
             self._timer.cancel()
-        is_full = len(self._gathered) >= _MAX_REQUESTS or self._gathered_bytes >= _MAX_BYTES
-        self._timer = loop.call_later(0 if is_full else _QUIET_S, self._start_batch)
+        if len(self._gathered) >= _MAX_REQUESTS or self._gathered_bytes >= _MAX_BYTES:
+            self._start_batch()
+        else:
+            self._timer = loop.call_later(_QUIET_S, self._start_batch)
         return await future
 
     def _start_batch(self) -> None:
