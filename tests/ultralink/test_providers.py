@@ -398,7 +398,9 @@ def test_batches_give_the_bytes_of_the_online_mode(tmp_path, prices):
 def test_a_command_shows_tokens_errors_and_cost(tmp_path, prices):
     problems = ''.join(f'Combien font {number} + 2 ?\t{number + 2}\n' for number in range(10))
     (tmp_path / 'mgsm_fr.tsv').write_text(problems, 'utf-8')
-    with serve(MistralProvider(FailurePlan({'rate_limit': 0.3}), answer)) as stub:
+    # A progress bar appears after a second.
+    plan = FailurePlan({'rate_limit': 0.3}, latency_s=2.4)
+    with serve(MistralProvider(plan, answer)) as stub:
         command = [
             *('mgsm', '--language=fr', f'--input={tmp_path}/mgsm_fr.tsv', '--llm=m'),
             *(f'--base-url={stub.address}', f'--output={tmp_path}/out', f'--prices={prices}'),
@@ -417,3 +419,6 @@ def test_a_command_shows_tokens_errors_and_cost(tmp_path, prices):
         in (done.stderr)
     )
     assert f'm, all runs in the cache: {tokens}' in done.stderr
+    errors = f'{failed} error{"s" if failed > 1 else ""}'
+    progress = f'mgsm: item 10, {prompt + completion:,} tokens, {errors}, ${stub.cost:.2f}\n'
+    assert progress in done.stderr
