@@ -66,7 +66,7 @@ _SEED = 'Random seed of all random choices of the stage.'
 _FLAG_GROUPS = {
     'data': ('input', 'output', 'tokenizer', 'sample', 'limit'),
     'before': ('preview', 'estimate'),
-    'model': ('llm', 'base_url', 'concurrency', 'timeout', 'cache'),
+    'model': ('llm', 'base_url', 'batch', 'concurrency', 'timeout', 'cache'),
     'format': ('preset', 'parameter_names', 'extra_body', 'extra_headers', 'api_key_variable'),
     'limits': ('token_limit', 'prices', 'price_limit', 'requests_per_minute', 'tokens_per_minute'),
 }

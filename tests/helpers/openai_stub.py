@@ -20,7 +20,7 @@ import random
 import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -126,6 +126,10 @@ class StubEndpoint:
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     requests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Add the paths of the API to a server."""
+        router.add_post('/v1/chat/completions', self.complete)
+
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Handle POST /v1/chat/completions."""
         body = json.loads(await request.read())
@@ -152,9 +156,10 @@ class StubEndpoint:
         content = self.plan.content_failure(key)
         self.failure_counts[content] += 1
         self.answer_counts[key] += 1
-        return web.json_response(self._completion(body, key, content))
+        return web.json_response(self.completion(body, key, content))
 
-    def _completion(self, body: dict[str, Any], key: str, fault: str) -> dict[str, Any]:
+    def completion(self, body: dict[str, Any], key: str, fault: str) -> dict[str, Any]:
+        """Return the response to a request, with a fault or without ('')."""
         known = _dialogue_stage(body['messages'][-1]['content'])
         text = dialogue_text(*known, key, fault) if known else self.answer(body)
         if fault == 'truncated':
@@ -175,6 +180,10 @@ class StubEndpoint:
             'choices': [] if fault == 'malformed' else [choice],
             'usage': {**usage, 'total_tokens': sum(usage.values())},
         }
+
+
+# Type of the stub that is served.
+Stub = TypeVar('Stub', bound=StubEndpoint)
 
 
 def request_key(body: dict[str, Any]) -> str:
@@ -220,7 +229,13 @@ def serve_stub(
     plan: FailurePlan | None = None, answer: Callable[[dict[str, Any]], str] = lambda body: 'Yes.'
 ) -> Iterator[StubEndpoint]:
     """Serve a stub in a thread, and yield it."""
-    stub = StubEndpoint(plan or FailurePlan(), answer)
+    with serve(StubEndpoint(plan or FailurePlan(), answer)) as stub:
+        yield stub
+
+
+@contextlib.contextmanager
+def serve(stub: Stub) -> Iterator[Stub]:
+    """Serve a given stub in a thread, and yield it."""
     loop = asyncio.new_event_loop()
     runner = loop.run_until_complete(_start_server(stub))
     thread = threading.Thread(target=loop.run_forever, name='stub')
@@ -236,7 +251,7 @@ def serve_stub(
 
 async def _start_server(stub: StubEndpoint) -> web.AppRunner:
     app = web.Application(client_max_size=1 << 24)
-    app.router.add_post('/v1/chat/completions', stub.complete)
+    stub.add_routes(app.router)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, '127.0.0.1', 0)

@@ -23,6 +23,7 @@ from malora_jax.ultralink.dialogues import STAGE, DialoguesConfig
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
+from malora_jax.ultralink.llm.request_format import EndpointSettings
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
 from tests.helpers.openai_stub import FailurePlan, StubEndpoint, document, serve_stub
@@ -34,13 +35,15 @@ RATES = {'rate_limit': 0.05, 'error': 0.02, 'truncated': 0.05, 'wrong_language':
 PLAN = FailurePlan(RATES, latency_s=0.05)
 
 
-def make_dialogues(address: str, root: pathlib.Path) -> None:
+def make_dialogues(
+    address: str, root: pathlib.Path, endpoint: EndpointSettings | None = None
+) -> None:
     """Make the dialogues, in the process that will be killed."""
+    settings = endpoint or EndpointSettings()
+    choice = ModelChoice(MODEL, root / 'answers.sqlite', CONCURRENCY, address, endpoint=settings)
 
     async def main() -> None:
-        async with open_model(
-            ModelChoice(MODEL, root / 'answers.sqlite', CONCURRENCY, address)
-        ) as model:
+        async with open_model(choice) as model:
             given = StageRun(
                 DialoguesConfig(),
                 [root.parent / 'segments.jsonl'],
@@ -55,10 +58,22 @@ def make_dialogues(address: str, root: pathlib.Path) -> None:
     asyncio.run(main())
 
 
-def start(stub: StubEndpoint, root: pathlib.Path) -> subprocess.Popen:
+def write_segments(root: pathlib.Path, count: int) -> None:
+    """Write segments in the five languages."""
+    languages = list(LANGUAGES)
+    rows = (
+        {**document(languages[i % 5], i, 4), 'id': str(i), 'language': languages[i % 5]}
+        for i in range(count)
+    )
+    write_rows(root / 'segments.jsonl', rows)
+
+
+def start(
+    stub: StubEndpoint, root: pathlib.Path, module: str = 'tests.ultralink.kill_often'
+) -> subprocess.Popen:
     root.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, '-m', 'tests.ultralink.kill_often', 'make', stub.address, root],
+        [sys.executable, '-m', module, 'make', stub.address, root],
         cwd=ROOT,
         env=os.environ | {'OPENAI_API_KEY': 'any'},
         stdout=subprocess.DEVNULL,
@@ -106,14 +121,7 @@ def main(kills: int, seed: int, count: int) -> int:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as made:
         root = pathlib.Path(made)
-        languages = list(LANGUAGES)
-        write_rows(
-            root / 'segments.jsonl',
-            [
-                {**document(languages[i % 5], i, 4), 'id': str(i), 'language': languages[i % 5]}
-                for i in range(count)
-            ],
-        )
+        write_segments(root, count)
         with serve_stub(PLAN) as stub:
             assert start(stub, root / 'alone').wait() == 0
             requests = len(stub.attempt_counts)

@@ -71,6 +71,7 @@ class BatchEndpoint(Endpoint):
             # The earlier run may have been killed before it knew the id of the batch.
             batch = batch or await self._find(name)
             if batch:
+                _tell(batch, 'an earlier run has submitted it')
                 for outcome in (await self._collect(name, batch)).values():
                     if isinstance(outcome, Reply):
                         self.meter.usage += outcome.usage
@@ -101,8 +102,10 @@ class BatchEndpoint(Endpoint):
         self._gathered_bytes += len(line)
         if self._timer:
             self._timer.cancel()
-        is_full = len(self._gathered) >= _MAX_REQUESTS or self._gathered_bytes >= _MAX_BYTES
-        self._timer = loop.call_later(0 if is_full else _QUIET_S, self._start_batch)
+        if len(self._gathered) >= _MAX_REQUESTS or self._gathered_bytes >= _MAX_BYTES:
+            self._start_batch()
+        else:
+            self._timer = loop.call_later(_QUIET_S, self._start_batch)
         return await future
 
     def _start_batch(self) -> None:
@@ -118,8 +121,7 @@ class BatchEndpoint(Endpoint):
         try:
             name = uuid.uuid4().hex
             batch = await self._submit(name, b''.join(line for line, _ in gathered.values()))
-            message = f'Batch {batch}: {len(gathered):,} requests. You may stop and repeat later.'
-            print(message, file=sys.stderr, flush=True)
+            _tell(batch, f'{len(gathered):,} requests')
             outcomes = await self._collect(name, batch)
             self._cache.remove_batch(name)
         except Exception as error:
@@ -237,3 +239,9 @@ class BatchEndpoint(Endpoint):
         if any(fault.get('code') in _TOO_LARGE for fault in faults):
             return OSError(f'{message} A smaller --concurrency makes smaller batches.')
         return OSError(message)
+
+
+def _tell(batch: str, what: str) -> None:
+    """Tell the user which batch the run waits for."""
+    message = f'Waiting for the batch {batch}: {what}. Repeat the command to resume later.'
+    print(message, file=sys.stderr, flush=True)

@@ -64,9 +64,10 @@ class ReplyCache:
 
     def get(self, key: bytes) -> Reply | None:
         """Return the reply with a key; None if there is none."""
+        # The values of a damaged file may have other types.
         query = (
-            'SELECT text, finish_reason, tokens, prompt_tokens, cached_tokens FROM replies '
-            'WHERE key = ?'
+            'SELECT text, finish_reason, CAST(tokens AS INTEGER), CAST(prompt_tokens AS INTEGER), '
+            'CAST(cached_tokens AS INTEGER) FROM replies WHERE key = ?'
         )
         # Check again whether the file exists, because another process may have created it.
         if not self._connection and not self._path.exists():

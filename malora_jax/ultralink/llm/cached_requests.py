@@ -99,8 +99,8 @@ def count_replies(connection: sqlite3.Connection) -> list[tuple[str, str, str, i
     The model and the stage of a reply that an earlier version has stored are '?'.
     """
     query = (
-        "SELECT COALESCE(requests.model, '?'), COALESCE(stage, '?'), finish_reason, COUNT(*), SUM(tokens) "
-        'FROM replies LEFT JOIN requests USING (key) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3'
+        "SELECT COALESCE(requests.model, '?'), COALESCE(stage, '?'), finish_reason, COUNT(*), "
+        'SUM(tokens) FROM replies LEFT JOIN requests USING (key) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3'
     )
     return connection.execute(query).fetchall()
 

@@ -1,6 +1,7 @@
 """A model at an OpenAI-compatible HTTP endpoint."""
 
 import asyncio
+import dataclasses
 import json
 import os
 from collections.abc import Awaitable, Mapping
@@ -141,14 +142,15 @@ class Endpoint:
         """Send a request until its response can be read.
 
         A response that was truncated in transit was paid for, but its tokens are unknown. Since the
-        request is the same, they are counted like those of the response that can be read.
+        request is the same, they are counted like those of the response that can be read, without
+        a discount for cached tokens.
         """
         unreadable = 0
         for attempt in range(_RETRIES + 1):
             try:
                 reply = await self._attempt(request, bound.tokens)
                 self._unreadable_in_a_row = 0
-                usage = reply.usage * (1 + unreadable)
+                usage = reply.usage + dataclasses.replace(reply.usage, cached=0) * unreadable
                 return Reply(reply.text, reply.finish_reason, usage.total, usage)
             except TransientError as error:
                 self.meter.errors[error.kind] += 1
@@ -172,8 +174,14 @@ class Endpoint:
         await self._requests_per_minute.acquire(1)
         counted = await self._tokens_per_minute.acquire(max_tokens)
         self.meter.requests += 1
-        body = await self._post(self._body(request))
-        reply = body if isinstance(body, Reply) else self._read(body)
+        try:
+            body = await self._post(self._body(request))
+            reply = body if isinstance(body, Reply) else self._read(body)
+        except UnreadableError:
+            raise  # Its tokens are unknown, so the upper bound stays.
+        except TransientError:
+            self._tokens_per_minute.correct(counted, 0)
+            raise
         self._tokens_per_minute.correct(counted, reply.tokens or max_tokens)
         return reply
 
@@ -244,7 +252,7 @@ class Endpoint:
         if self._only_thoughts >= _MAX_ONLY_THOUGHTS and not self._has_answered:
             raise UserError(
                 f'The model {self._model!r} only reasons: its first {self._only_thoughts} replies '
-                'end before an answer. Turn its reasoning off, as with --preset=vllm_no_thinking, '
+                'end before an answer. Turn its reasoning off, as with --preset=no_thinking, '
                 'or raise the maximum number of tokens of replies.'
             )
         if self._unreadable_in_a_row >= _MAX_UNREADABLE:

@@ -10,7 +10,7 @@ from malora_jax import errors, files
 from malora_jax.ultralink import settings
 
 # Parameters of a request that a server may name otherwise, or may not accept.
-_PARAMETERS = ('max_tokens', 'temperature', 'top_p', 'seed')
+PARAMETERS = ('max_tokens', 'temperature', 'top_p', 'seed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,6 @@ class RequestFormat:
         return f'{model} {json.dumps(changes, sort_keys=True)}' if changes else model
 
 
-_NO_THINKING = {'chat_template_kwargs': {'enable_thinking': False}}
 # What the servers accept is described in their documentation: OpenAI's guide to reasoning models,
 # vLLM's "Reasoning Outputs", SGLang's "Reasoning Parser" and Mistral's reference of chat
 # completions. Gateways pass requests on to servers of which not all accept a seed.
@@ -57,8 +56,9 @@ PRESETS = {
     'openai_reasoning': RequestFormat(
         {'max_tokens': 'max_completion_tokens', 'temperature': None, 'top_p': None, 'seed': None}
     ),
-    'vllm_no_thinking': RequestFormat(extra_body=_NO_THINKING),
-    'sglang_no_thinking': RequestFormat(extra_body=_NO_THINKING),
+    'no_thinking': RequestFormat(
+        extra_body={'chat_template_kwargs': {'enable_thinking': False}},
+    ),
     'mistral': RequestFormat({'seed': 'random_seed'}),
     'gateway': RequestFormat({'seed': None}),
 }
@@ -71,9 +71,9 @@ class EndpointSettings(settings.Settings):
     section = 'endpoint'
     preset: str = settings.setting(
         'Format of requests: openai for most servers; openai_reasoning for the reasoning models of '
-        'OpenAI; vllm_no_thinking and sglang_no_thinking for models with <think> sections, which '
-        'are turned off; mistral for servers that call the seed random_seed; gateway for servers '
-        'that do not accept a seed.',
+        'OpenAI; no_thinking for vLLM and SGLang, to turn off the <think> sections of a model; '
+        'mistral for servers that call the seed random_seed; gateway for servers that do not '
+        'accept a seed.',
         'openai',
         choices=tuple(PRESETS),
     )
@@ -119,15 +119,16 @@ class EndpointSettings(settings.Settings):
     )
     batch: bool = settings.setting(
         'Whether to send the model requests through the batch API of the endpoint, which takes up '
-        'to 24 hours per round of requests and usually costs half as much.',
+        'to 24 hours per round of requests and usually costs half as much; the limits per minute '
+        'do not apply to it.',
         False,
     )
 
     def __post_init__(self):
         super().__post_init__()
-        unknown = next(iter(self._parameter_names.keys() - set(_PARAMETERS)), None)
+        unknown = next(iter(self._parameter_names.keys() - set(PARAMETERS)), None)
         if unknown is not None:
-            raise errors.unknown_name('parameter in --parameter_names', unknown, _PARAMETERS)
+            raise errors.unknown_name('parameter in --parameter_names', unknown, PARAMETERS)
         _parse(self.extra_body, 'extra_body', dict[str, Any])
         _ = self.headers
         if self.price_limit and self.prices is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm.chat import Reply
+from malora_jax.ultralink.llm.request_format import PARAMETERS
 from malora_jax.ultralink.llm.usage import TokenUsage
 
 # Error codes that concern the messages of one request, not the whole run.
@@ -22,7 +23,6 @@ _QUOTA_CODES = (
 _TRANSIENT = (408, 409, 429)
 # Fields in which servers give the reason of an error.
 _REASONS = ('message', 'detail', 'error', 'msg')
-_PARAMETERS = ('max_tokens', 'temperature', 'top_p', 'seed')
 # Without a Retry-After header, the waits double from the first to the maximum number of seconds.
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.5, 8.0
 # Maximum length of a server's message that an error quotes.
@@ -93,7 +93,7 @@ def read_error(
         raise OSError(f'{message} (the account has no quota left, so nothing is repeated)')
     if status in _TRANSIENT or status >= 500:
         raise TransientError(f'status {status}', message, wait_s)
-    named = [name for name in _PARAMETERS if name in message]
+    named = [name for name in PARAMETERS if name in message]
     remedy = ' --preset and --parameter-names rename or omit parameters.' if named else ''
     raise UserError(message + remedy)
 

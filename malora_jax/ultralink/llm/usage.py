@@ -100,5 +100,6 @@ class UsageMeter:
         used = self.usage.describe(self.model, self._prices)
         lines = [f'{self.model}, this run: {self.requests:,} requests{failed}, {used}']
         for model, usage in total.items():
-            lines.append(f'{model}, all runs in the cache: {usage.describe(model, self._prices)}')
+            name = model or 'Replies of an earlier version'
+            lines.append(f'{name}, all runs in the cache: {usage.describe(model, self._prices)}')
         return '\n'.join(lines)
