@@ -171,9 +171,7 @@ def test_criteria(tmp_path):
         return 'No.' if 'Well. ' in request.messages[-1].content else json.dumps(scores)
 
     found = run('criteria', CriteriaConfig(attempts=2), rows, tmp_path, answer)
-    assert {
-        key: (row['reason'], row['detail'], row['attempts']) for key, row in found.items()
-    } == {
+    assert {key: (row['reason'], row['detail'], row['attempts']) for key, row in found.items()} == {
         'link': ('link', 'https://', 0),
         'met': ('several criteria', 'names, places', 1),
         'unscored': ('no scores', 'finish reason stop', 2),
