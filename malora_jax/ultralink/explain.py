@@ -30,7 +30,7 @@ class ExplainConfig(Settings):
     """Settings of the command `explain`."""
 
     section = COMMAND
-    id: str = setting('Id of the item, in any stage; it may be given without the flag.')
+    id: str = setting('Id of the item, in any stage; as the first argument, it needs no flag.')
     stages: Sequence[pathlib.Path] = setting(
         'Output directories of stages, finished or not, and of `export`; or directories that '
         'contain them.'
@@ -145,7 +145,7 @@ def _release_directories(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 def _unrecorded_note(path: pathlib.Path, stage: StageManifest) -> str:
     number = shards.count_unrecorded(path, stage)
-    return f': an earlier version has dropped {number:,} items without a record' if number else ''
+    return f': an earlier version did not record its dropped items ({number:,})' if number else ''
 
 
 def _rejected(row: Row) -> list[str]:

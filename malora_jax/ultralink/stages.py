@@ -259,8 +259,12 @@ rows of each language and subset.""",
         details="""\
 Prints an item's way through the stages, in the order of the pipeline: where it was kept, and under
 which id; or why it was rejected, with the rejected text and the number of attempts. The id may be
-that of a document, of one of its segments, of a conversation, or of its translation.""",
-        examples=('fr-1204-0 --stages=data', 'gsm8k-1 --stages=data/en/chat,data/fr/translated'),
+that of a document, of one of its segments, of a conversation, or of its translation. As the first
+argument, it needs no flag: `explain fr-1204-0 --stages=data`.""",
+        examples=(
+            '--id=fr-1204-0 --stages=data',
+            '--id=gsm8k-1 --stages=data/en/chat,data/fr/translated',
+        ),
         config=explain.ExplainConfig,
         argument='id',
         function=explain.run,
