@@ -28,6 +28,7 @@ from docs import (
     repository,
     tables_scale,
     tables_training,
+    tables_ultralink,
     tables_use,
 )
 
@@ -47,7 +48,7 @@ def main() -> None:
     values = {name: records.load(name)['values'] for name in records.names()}
     computed = tables_training.VALUES | tables_scale.VALUES
     values |= {name: compute() for name, compute in computed.items()}
-    parts = tables_training.PARTS | tables_use.PARTS | tables_scale.PARTS
+    parts = tables_training.PARTS | tables_use.PARTS | tables_scale.PARTS | tables_ultralink.PARTS
     parts['get the code'] = repository.get_the_code
     for name in records.names():
         parts[f'conditions {name}'] = functools.partial(records.conditions, name)

@@ -1,4 +1,4 @@
-"""Tables and numbers of the documentation on TPU slices, GPUs, sweeps, the paper and UltraLink."""
+"""Tables and numbers of the documentation on TPU slices, GPUs, sweeps and the paper."""
 
 import collections
 import csv
@@ -279,100 +279,6 @@ def paper_averages() -> str:
     return markdown.table(rows)
 
 
-def ultralink() -> str:
-    """Return the table of the measurements of UltraLink's stages, with their commands."""
-    rows = [['what was measured', 'command', 'result']]
-    for name, (what, describe) in _ULTRALINK.items():
-        record = load(f'ultralink_{name}')
-        values = record['values']
-        command = f'`{record["command"]}`' if record['command'] else ''
-        rows.append([what.format(**values), command, describe(values)])
-    return markdown.table(rows)
-
-
-def _kills(values: Mapping[str, Any]) -> str:
-    return (
-        f'{values["files"]} files, with the same bytes; of {values["cached_at_a_kill"]} replies '
-        f'that were cached at a kill, {values["repeated_although_cached"]} were requested again; '
-        f'{values["repeated_in_flight"]} requests in flight at a kill were repeated'
-    )
-
-
-def _memory(values: Mapping[str, Any]) -> str:
-    tenths = {*values['memory_mib']}
-    memory = ' to '.join(str(mib) for mib in sorted({min(tenths), max(tenths)}))
-    return f'{memory} MiB after each tenth; {values["documents_per_s"]} documents/s'
-
-
-def _near_duplicates(values: Mapping[str, Any]) -> str:
-    recalls = (
-        f'recall {", ".join(f"{recall:.2f}" for recall in found)} in {language}'
-        for language, found in values['recall'].items()
-    )
-    return f'{"; ".join(recalls)}; precision {values["precision"]:.2f}'
-
-
-def _languages(values: Mapping[str, Any]) -> str:
-    return (
-        f'{values["questions_right"]:,} of {values["questions"]:,} questions, and '
-        f'{values["sentences_right"]:.1%} of their {values["sentences"]:,} sentences'
-    )
-
-
-# Rows of the table of measurements: what was measured, and a function that describes the result.
-_ULTRALINK: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
-    'kills': (
-        '{kills} SIGKILLs at random moments, dialogues about {segments} segments, an endpoint that '
-        'fails',
-        _kills,
-    ),
-    'requests': (
-        'throughput of the stage `dialogues`, including the stub endpoint on the same machine',
-        lambda values: f'{values["requests_per_s"]} requests/s',
-    ),
-    'memory': (
-        'memory of the stage `documents` for {documents:,} documents ({input_mib} MiB), next to '
-        'other work',
-        _memory,
-    ),
-    'near_duplicates': (
-        'near-duplicates, made by editing {edited_percent[0]}, {edited_percent[1]} or '
-        '{edited_percent[2]}% of the words',
-        _near_duplicates,
-    ),
-    'languages': (
-        'language of the MGSM questions in five languages, by `identify_language`',
-        _languages,
-    ),
-}
-
-
-def offline_dialogues() -> str:
-    """Return the table of what became of the segments that a small model was asked about."""
-    values = load('ultralink_offline')['values']
-    rows = [[f'of {values["asked"]} segments', '']]
-    rows.append(['kept, with one turn each', str(values['kept'])])
-    rows += [[f'dropped: {reason}', str(n)] for reason, n in values['dropped'].items()]
-    return markdown.table(rows)
-
-
-def humaneval_translations() -> str:
-    """Return the table of faults in the released translations of HumanEval."""
-    values = load('humaneval_translations')['values']
-    faults = {
-        'syntax': 'syntax errors',
-        'tree': 'changed code',
-        'entry_point': 'changed entry point',
-        'examples': 'changed examples',
-    }
-    rows = [['file', 'canonical solutions that pass', 'rows without a fault', *faults.values()]]
-    for language, found in values['files'].items():
-        passing = f'{found["solutions_pass"]} of {values["problems"]}'
-        counts = (str(found[name]) for name in ('without_fault', *faults))
-        rows.append([language, passing, *counts])
-    return markdown.table(rows)
-
-
 PARTS: dict[str, Callable[[], str]] = {
     'tpu slices': slices,
     'tpu plan': plan,
@@ -383,9 +289,6 @@ PARTS: dict[str, Callable[[], str]] = {
     'sweep losses': sweep_losses,
     'sweep differences': sweep_differences_table,
     'paper averages': paper_averages,
-    'ultralink measurements': ultralink,
-    'offline dialogues': offline_dialogues,
-    'humaneval translations': humaneval_translations,
 }
 VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {
     'slices': slice_values,

@@ -3,15 +3,15 @@
 import asyncio
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from malora_jax.data.file_rows import Row
 from malora_jax.ultralink.llm.cache import CachedModel
+from malora_jax.ultralink.llm.cached_requests import current_item
 from malora_jax.ultralink.llm.chat import ChatMessage, ModelRequest, Reply
 from malora_jax.ultralink.selection import smallest_hashes
-from malora_jax.ultralink.stage import ItemOutcome, StageRun
+from malora_jax.ultralink.stage import ItemOutcome, StageRun, item_name, item_place
 from malora_jax.ultralink.stages import Stage
 
 
@@ -65,6 +65,7 @@ async def preview(stage: Stage, run: StageRun[Any], num_items: int) -> str:
     async def process(item: Row) -> tuple[_RecordingModel, ItemOutcome]:
         # Each item has its own model, which tells its requests from those of the other items.
         model = _RecordingModel(cached_model)
+        current_item.set(item_name(item))
         async with slots:
             return model, await stage.prepare(dataclasses.replace(run, model=model)).process(item)
 
@@ -75,8 +76,9 @@ async def preview(stage: Stage, run: StageRun[Any], num_items: int) -> str:
         _item_text(item, model.exchanges, outcome)
         for item, (model, outcome) in zip(items, done, strict=True)
     ]
+    number = f'{len(items)} item{"s" if len(items) > 1 else ""}'
     summary = (
-        f'{len(items)} items, {len(exchanges)} requests: {cached} replies were in the cache, and '
+        f'{number}, {len(exchanges)} requests: {cached} replies were in the cache, and '
         f'{len(exchanges) - cached} new ones are in the cache now, so a run does not request them '
         f'again. Nothing was written to {run.output}.'
     )
@@ -84,10 +86,9 @@ async def preview(stage: Stage, run: StageRun[Any], num_items: int) -> str:
 
 
 def _item_text(item: Row, exchanges: Sequence[_Exchange], outcome: ItemOutcome) -> str:
-    place = pathlib.PurePath(item.location).name
-    name = item.fields.get('id', place)
-    result = f'dropped: {outcome.reason}' if outcome.reason else 'kept'
-    parts = [f'===== item {name} ({place}): {result}']
+    detail = f' ({outcome.detail})' if outcome.detail else ''
+    result = f'dropped: {outcome.reason}{detail}' if outcome.reason else 'kept'
+    parts = [f'===== item {item_name(item)} ({item_place(item)}): {result}']
     shown: tuple[ChatMessage, ...] = ()
     for number, (request, reply, was_cached) in enumerate(exchanges, 1):
         source = 'from the cache' if was_cached else 'new, now in the cache'

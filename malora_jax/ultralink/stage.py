@@ -272,7 +272,7 @@ def _count_outcome(item: Row, outcome: ItemOutcome) -> ShardCounts:
     assert bool(outcome.rows) != bool(outcome.reason), (item.location, outcome.reason)
     if not outcome.reason:
         return ShardCounts(1, 1, len(outcome.rows), counts=outcome.counts)
-    first = {outcome.reason: _place(item)}
+    first = {outcome.reason: item_place(item)}
     return ShardCounts(1, 0, 0, {outcome.reason: 1}, first, outcome.counts)
 
 
@@ -281,7 +281,7 @@ def _reject_row(stage: str, item: Row, outcome: ItemOutcome) -> Mapping[str, Any
     fields = {
         'id': str(item.fields.get('id', '')),
         'stage': stage,
-        'location': _place(item),
+        'location': item_place(item),
         'reason': outcome.reason,
         'detail': outcome.detail,
         'attempts': outcome.attempts,
@@ -294,7 +294,12 @@ def _reject_row(stage: str, item: Row, outcome: ItemOutcome) -> Mapping[str, Any
     }
 
 
-def _place(item: Row) -> str:
+def item_name(item: Row) -> str:
+    """Return the id of an item; without an id, its file name and line."""
+    return str(item.fields.get('id', item_place(item)))
+
+
+def item_place(item: Row) -> str:
     """Return file name and line of an item, without the directory, which may be moved."""
     return pathlib.PurePath(item.location).name
 
@@ -318,7 +323,7 @@ async def _process_in_order(
             read_errors.append(error)
 
     async def work(item: Row) -> tuple[Row, ItemOutcome]:
-        current_item.set(str(item.fields.get('id', _place(item))))
+        current_item.set(item_name(item))
         try:
             return item, await process(item)
         except BaseException:

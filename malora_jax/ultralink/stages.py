@@ -229,7 +229,9 @@ number, the final answer, LaTeX, code or an identifier, or is in another languag
 succeeds, the conversation is dropped. Prints the number of dropped conversations for each reason,
 and the number of faults of each kind.""",
         examples=(
-            f'--language=fr --input=data/en/math.jsonl {_ENDPOINT} --output=data/fr/translated',
+            f'--language=fr --input=math.jsonl {_ENDPOINT} --sample=34000 --output=data/fr/math',
+            f'--language=fr --input=math.jsonl {_ENDPOINT} --sample=34000 --output=data/fr/math '
+            '--preview=5',
         ),
         config=translate.TranslateConfig,
         inputs='Files and directories of English conversations.',

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.helpers.openai_stub import document, serve_stub
+from tests.ultralink.billed_stages import translated, translation_row
 from tests.ultralink.helpers import read_rows, run, write_rows
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,41 @@ def test_from_documents_to_dialogues(tmp_path, weights):
         f'{tmp_path}/dialogues was made with context_tokens = 9000, not 100: choose another '
         '--output.\n'
     )
+
+
+def test_estimate_preview_and_a_growing_sample(tmp_path):
+    source = write_rows(tmp_path / 'math.jsonl', map(translation_row, range(30)))
+    prices = tmp_path / 'prices.toml'
+    prices.write_text('[m]\nprompt = 1\ncompletion = 2\n')
+    with serve_stub(answer=translated) as stub:
+        command = [
+            'translate',
+            '--language=fr',
+            f'--input={source}',
+            f'--output={tmp_path}/fr/math',
+            f'--prices={prices}',
+            '--llm=m',
+            f'--base-url={stub.address}',
+        ]
+        estimated = run(*command, '--sample=10', '--estimate')
+        assert not stub.requests and not (tmp_path / 'fr').exists()
+        shown = run(*command, '--sample=10', '--preview=1')
+        paid = sum(stub.answer_counts.values())
+        assert [path.name for path in (tmp_path / 'fr').iterdir()] == ['answers.sqlite']
+        made, grown = (run(*command, f'--sample={size}') for size in (10, 12))
+        assert max(stub.answer_counts.values()) == 1
+    for done in (estimated, shown, made, grown):
+        assert done.returncode == 0, done.stderr
+    assert estimated.stdout.startswith('translate: estimate for 10 items: 20 requests, ')
+    assert f'1 item, {paid} requests: 0 replies were in the cache, and {paid} new' in shown.stdout
+    first = made.stderr.splitlines()[0]
+    assert first.startswith('translate: estimate for 9 items (and 1 from the cache): ')
+    assert (
+        first.endswith('; measured on the replies to one item in the cache.') and ', $0.0' in first
+    )
+    assert made.stdout.startswith('translate: 10 items, 10 kept, 10 rows')
+    assert 'estimate for 2 items (and 10 from the cache)' in grown.stderr.splitlines()[0]
+    assert grown.stdout.startswith('translate: 12 items, 12 kept, 12 rows')
 
 
 @pytest.mark.parametrize(

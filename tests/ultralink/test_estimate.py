@@ -86,6 +86,10 @@ def test_estimates_next_to_the_counts_of_the_stub(name, tmp_path):
     assert str(nothing) == f'{name}: estimate: no requests are left.'
 
 
+def test_all_stages_that_call_a_model_are_tested():
+    assert {*BILLED_STAGES} == {name for name, each in STAGES.items() if 'model' in each.needs}
+
+
 @pytest.mark.parametrize('name', BILLED_STAGES)
 def test_a_preview_writes_nothing_and_is_paid_for_once(name, tmp_path):
     with serve(name) as stub:
