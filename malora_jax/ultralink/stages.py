@@ -33,7 +33,7 @@ _COMMAND = 'python -m experiments.ultralink'
 _ENDPOINT = '--llm=MODEL --base-url=http://127.0.0.1:8000/v1'
 _CACHE_HELP = """\
 The model's replies are cached in a file, so that no request is paid for twice. The API key of the
-endpoint is read from the environment variable OPENAI_API_KEY."""
+endpoint is read from the environment variable OPENAI_API_KEY, or the one in --api_key_variable."""
 
 
 def _wrapped(command: str) -> str:

@@ -2,16 +2,18 @@
 
 import asyncio
 import collections
+import email.utils
 import hashlib
 import json
 import sqlite3
+import time
 
 import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink.dialogues import DialoguesConfig
 from malora_jax.ultralink.languages import LANGUAGES, identify_language
-from malora_jax.ultralink.llm import batch, limits, responses
+from malora_jax.ultralink.llm import batch, endpoint, limits, responses
 from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
 from malora_jax.ultralink.llm.endpoint import Endpoint
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
@@ -311,6 +313,23 @@ def test_replies_of_an_earlier_version_stay_usable(tmp_path):
             return await model.complete(request())
 
     assert asyncio.run(main()) == Reply('Old.', 'stop', 9)
+
+
+@pytest.mark.parametrize(
+    'headers, low, high',
+    [
+        ({'retry-after': '7'}, 7, 7),
+        ({'retry-after-ms': '1500', 'retry-after': '9'}, 1.5, 1.5),
+        ({'retry-after': email.utils.formatdate(time.time() + 60, usegmt=True)}, 50, 60),
+        ({'retry-after': '-3'}, None, None),
+        ({'retry-after': '90000'}, None, None),
+        ({'retry-after': 'soon'}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_how_long_a_server_asks_to_wait(headers, low, high):
+    wait_s = endpoint._retry_after(headers)
+    assert wait_s is None if low is None else low <= wait_s <= high
 
 
 # Limits.

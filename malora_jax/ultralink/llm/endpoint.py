@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import email.utils
 import json
 import os
+import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
@@ -302,8 +304,10 @@ def _max_total_tokens(request: ModelRequest) -> int:
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds in the headers Retry-After-Ms or Retry-After, if at most an hour."""
     for name, factor in (('retry-after-ms', 1e-3), ('retry-after', 1.0)):
+        text = headers.get(name, '')
+        date = email.utils.parsedate_tz(text)
         try:
-            wait_s = factor * float(headers.get(name, ''))
+            wait_s = email.utils.mktime_tz(date) - time.time() if date else factor * float(text)
         except ValueError:
             continue
         if 0 <= wait_s <= _MAX_RETRY_AFTER_S:
