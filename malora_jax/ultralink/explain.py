@@ -30,7 +30,10 @@ class ExplainConfig(Settings):
     """Settings of the command `explain`."""
 
     section = COMMAND
-    id: str = setting('Id of the item, in any stage; as the first argument, it needs no flag.')
+    id: str = setting(
+        'Id of the item, in any stage or in the released files; as the first argument, it needs no '
+        'flag.'
+    )
     stages: Sequence[pathlib.Path] = setting(
         'Output directories of stages, finished or not, and of `export`; or directories that '
         'contain them.'
@@ -52,7 +55,8 @@ def explain(identifier: str, paths: Sequence[pathlib.Path]) -> str:
     Raises:
         UserError: There is no output of a stage, an output is broken, or no stage has the item.
     """
-    directories = _stage_directories(paths)
+    directories, releases = _stage_directories(paths), _release_directories(paths)
+    identifier = _unreleased_id(identifier, directories, releases)
     sources = _source_ids(identifier, directories)
     ids = {_normal(identifier)}
     released_data: list[tuple[str, list[str]]] = []
@@ -80,7 +84,7 @@ def explain(identifier: str, paths: Sequence[pathlib.Path]) -> str:
             f'No stage in {", ".join(map(str, paths))} has an item {identifier!r}: give its id '
             'as it is in a row or in a rejects file.'
         )
-    for folder in _release_directories(paths) if released_data else ():
+    for folder in releases if released_data else ():
         places = list(_released_places(folder, released_data)) or ['not among the released rows']
         sections.append(f'export ({folder})\n{_listed(places)}')
     if without:
@@ -104,6 +108,28 @@ def origin_id(stage: StageManifest, identifier: str) -> str | None:
     language = re.escape(str(stage.settings.get('language')))
     match = re.fullmatch(patterns[stage.stage].format(language), identifier, re.DOTALL)
     return match[1] if match else None
+
+
+def _unreleased_id(
+    identifier: str,
+    directories: dict[pathlib.Path, StageManifest],
+    releases: Sequence[pathlib.Path],
+) -> str:
+    """Return the id that a released row had before `export`; any other id is unchanged."""
+    parts = release_export.split_id(identifier)
+    name = f'{parts[0]}_{parts[1]}.jsonl' if parts else ''
+    files = [folder / name for folder in releases if name and (folder / name).is_file()]
+    released = [
+        (name, row.fields.get('data'))
+        for file in files
+        for row in shards.read_json_rows(file)
+        if row.fields.get('id') == identifier
+    ]
+    for path, stage in reversed(directories.items()) if released else ():
+        for row in shards.read_listed(path, stage):
+            if any(data in released for data in _released_data(row)):
+                return _id(row)
+    return identifier
 
 
 def _source_ids(
