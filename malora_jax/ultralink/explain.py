@@ -30,7 +30,10 @@ class ExplainConfig(Settings):
     """Settings of the command `explain`."""
 
     section = COMMAND
-    id: str = setting('Id of the item, in any stage; as the first argument, it needs no flag.')
+    id: str = setting(
+        'Id of the item, in any stage or in the released files; as the first argument, it needs no '
+        'flag.'
+    )
     stages: Sequence[pathlib.Path] = setting(
         'Output directories of stages, finished or not, and of `export`; or directories that '
         'contain them.'
@@ -52,40 +55,66 @@ def explain(identifier: str, paths: Sequence[pathlib.Path]) -> str:
     Raises:
         UserError: There is no output of a stage, an output is broken, or no stage has the item.
     """
-    directories = _stage_directories(paths)
+    directories, releases = _stage_directories(paths), _release_directories(paths)
+    identifier = _unreleased_id(identifier, directories, releases)
     sources = _source_ids(identifier, directories)
-    ids = {_normal(identifier)}
-    released_data: list[tuple[str, list[str]]] = []
-    sections: list[str] = []
+    item = _FollowedItem({_normal(identifier)})
+    found: list[str] = []
     without: list[str] = []
     for path, stage in directories.items():
-        lines = []
-        for row in shards.read_rejects(path, stage):
-            if _id(row) in ids | sources[path]:
-                lines += _rejected(row)
-        for row in shards.read_listed(path, stage):
-            origin = origin_id(stage, _id(row))
-            if origin in ids | sources[path]:
-                lines.append(f'kept as {_id(row)} ({pathlib.Path(row.location).name})')
-            if origin in ids or _id(row) in ids:
-                ids.add(_id(row))
-                released_data += _released_data(row)
         heading = f'{stage.stage} ({path}{"" if stage.complete else ", not complete"})'
+        lines = item.follow(path, stage, sources[path])
         if lines:
-            sections.append(f'{heading}\n{_listed(lines)}')
+            found.append(f'{heading}\n{_listed(lines)}')
         else:
             without.append(heading + _unrecorded_note(path, stage))
-    if not sections:
+    if not found:
         raise UserError(
             f'No stage in {", ".join(map(str, paths))} has an item {identifier!r}: give its id '
             'as it is in a row or in a rejects file.'
         )
-    for folder in _release_directories(paths) if released_data else ():
-        places = list(_released_places(folder, released_data)) or ['not among the released rows']
-        sections.append(f'export ({folder})\n{_listed(places)}')
+    for folder in releases if item.released_data else ():
+        places = list(_released_places(folder, item.released_data))
+        found.append(f'export ({folder})\n{_listed(places or ["not among the released rows"])}')
     if without:
-        sections.append(f'Outputs without this item:\n{_listed(without)}')
-    return printable('\n'.join(sections))
+        found.append(f'Outputs without this item:\n{_listed(without)}')
+    return printable('\n'.join(found))
+
+
+@dataclasses.dataclass
+class _FollowedItem:
+    """An item that is followed from one stage to the next.
+
+    Attributes:
+        ids: Ids of the item, and of all rows that were made of it so far.
+        released_data: Released file and released messages of these rows.
+    """
+
+    ids: set[str]
+    released_data: list[tuple[str, list[str]]] = dataclasses.field(default_factory=list)
+
+    def follow(self, path: pathlib.Path, stage: StageManifest, sources: set[str]) -> list[str]:
+        """Return what a stage did with the item, as lines, and add the ids of its rows.
+
+        Args:
+            path: Output directory of the stage.
+            stage: Manifest of the directory.
+            sources: Ids of the items of this stage of which the item was made.
+        """
+        lines: list[str] = []
+        known = frozenset(self.ids)
+        entered = known | sources
+        for row in shards.read_rejects(path, stage):
+            if _id(row) in entered:
+                lines += _rejected(row)
+        for row in shards.read_listed(path, stage):
+            identifier, origin = _id(row), origin_id(stage, _id(row))
+            if origin in entered:
+                lines.append(f'kept as {identifier} ({pathlib.Path(row.location).name})')
+            if origin in known or identifier in known:
+                self.ids.add(identifier)
+                self.released_data += _released_data(row)
+        return lines
 
 
 def origin_id(stage: StageManifest, identifier: str) -> str | None:
@@ -104,6 +133,28 @@ def origin_id(stage: StageManifest, identifier: str) -> str | None:
     language = re.escape(str(stage.settings.get('language')))
     match = re.fullmatch(patterns[stage.stage].format(language), identifier, re.DOTALL)
     return match[1] if match else None
+
+
+def _unreleased_id(
+    identifier: str,
+    directories: dict[pathlib.Path, StageManifest],
+    releases: Sequence[pathlib.Path],
+) -> str:
+    """Return the id that a released row had before `export`; any other id is unchanged."""
+    parts = release_export.split_id(identifier)
+    name = f'{parts[0]}_{parts[1]}.jsonl' if parts else ''
+    files = [folder / name for folder in releases if name and (folder / name).is_file()]
+    released = [
+        (name, row.fields.get('data'))
+        for file in files
+        for row in shards.read_json_rows(file)
+        if row.fields.get('id') == identifier
+    ]
+    for path, stage in reversed(directories.items()) if released else ():
+        for row in shards.read_listed(path, stage):
+            if any(data in released for data in _released_data(row)):
+                return _id(row)
+    return identifier
 
 
 def _source_ids(

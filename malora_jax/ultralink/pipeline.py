@@ -9,7 +9,7 @@ from malora_jax.ultralink.manifest import read_manifest
 
 # Names of all commands, in the order in which they are used, by the heading of their group.
 GROUPS = {
-    'Make data: generate, select, translate and prune conversations, and inspect what happened.': (
+    'Make data: generate, select, translate and prune conversations; inspect what happened.': (
         'documents',
         'dialogues',
         'criteria',

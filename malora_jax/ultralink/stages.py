@@ -171,7 +171,7 @@ tokens; a last segment of fewer than 1,000 tokens is dropped. Prints the number 
 and the first one for each reason.
 
 Inputs: output of WikiExtractor (files or directories), Parquet files of wikimedia/wikipedia, or
-JSON Lines with `id`, `title` and `text`.""",
+JSON Lines with `id`, `title` and `text`. Text files may be compressed (.gz, .bz2 or .zst).""",
         examples=(
             '--language=zh --input=wiki/zh --tokenizer=llama2-13b --output=data/zh/documents',
         ),
@@ -261,8 +261,8 @@ rows of each language and subset.""",
         details="""\
 Prints an item's way through the stages, in the order of the pipeline: where it was kept, and under
 which id; or why it was rejected, with the rejected text and the number of attempts. The id may be
-that of a document, of one of its segments, of a conversation, or of its translation. As the first
-argument, it needs no flag: `explain fr-1204-0 --stages=data`.""",
+that of a document, of one of its segments, of a conversation, of its translation, or of a released
+row. As the first argument, it needs no flag: `explain fr-1204-0 --stages=data`.""",
         examples=(
             '--id=fr-1204-0 --stages=data',
             '--id=gsm8k-1 --stages=data/en/chat,data/fr/translated',

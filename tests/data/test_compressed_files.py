@@ -8,7 +8,6 @@ import pytest
 
 from malora_jax.data.compressed_files import is_compressed, open_decompressed
 from malora_jax.errors import UserError
-from malora_jax.ultralink.text import wikipedia
 
 TEXT = ''.join(
     f'{{"id": "{number}", "title": "é", "text": "文"}}\n' for number in range(2000)
@@ -60,22 +59,3 @@ def test_a_file_that_is_truncated_or_something_else(tmp_path, suffix):
             open_decompressed(path) as file,
         ):
             file.read()
-
-
-@pytest.mark.parametrize('suffix', FORMATS)
-def test_documents_may_be_compressed(tmp_path, suffix):
-    compress, _ = FORMATS[suffix]
-    extracted = tmp_path / f'wiki_00{suffix}'
-    extracted.write_bytes(compress('<doc id="1" title="é">\n文\n</doc>\n'.encode()))
-    lines = tmp_path / f'wiki_01{suffix}'
-    lines.write_bytes(compress(TEXT))
-    first, *rest = wikipedia.read([tmp_path])
-    assert (first.location, first.fields['text']) == (f'{extracted}:1', '文')
-    assert len(rest) == 2000 and rest[-1].location == f'{lines}:2000'
-
-
-def test_a_dump_of_mediawiki_is_named(tmp_path):
-    path = tmp_path / 'frwiki.xml.bz2'
-    path.write_bytes(bz2.compress(b'<mediawiki xmlns="x">\n<page>\n'))
-    with pytest.raises(UserError, match=r'frwiki.xml.bz2:1 is a dump of MediaWiki: extract its'):
-        list(wikipedia.read([path]))

@@ -61,11 +61,13 @@ def make_dialogues(
 def write_segments(root: pathlib.Path, count: int) -> None:
     """Write segments in the five languages."""
     languages = list(LANGUAGES)
-    rows = (
-        {**document(languages[i % 5], i, 4), 'id': str(i), 'language': languages[i % 5]}
-        for i in range(count)
-    )
-    write_rows(root / 'segments.jsonl', rows)
+    write_rows(root / 'segments.jsonl', [segment(languages[i % 5], i) for i in range(count)])
+
+
+def segment(language: str, number: int) -> dict[str, str]:
+    """Return a segment; some are dropped, because they are empty or fill the context."""
+    row = {**document(language, number, 4), 'id': str(number), 'language': language}
+    return {**row, 'text': row['text'] * {3: 0, 5: 40}.get(number % 7, 1)}
 
 
 def start(
@@ -145,13 +147,20 @@ def main(kills: int, seed: int, count: int) -> int:
             twice = sum(stub.answer_counts.values()) - len(stub.answer_counts)
         alone, killed = (contents(root / name / 'out') for name in ('alone', 'killed'))
         rows = len(read_rows(root / 'killed' / 'out'))
+        rejects = sum(
+            content.count(b'\n') for name, content in killed.items() if name.startswith('rejects-')
+        )
         print(
             f'{len(asked_when_kept)} of {len(stub.attempt_counts)} requests were cached at a kill.'
         )
         print(f'Repeated although cached: {again}. Repeated because in flight at a kill: {twice}.')
         same = alone == killed
-        print(f'{len(alone)} files, {rows} dialogues of {count} segments; same bytes: {same}.')
-        return 0 if same and again == 0 and twice <= kills * CONCURRENCY else 1
+        print(
+            f'{len(alone)} files, {rows} dialogues and {rejects} rejects of {count} segments; same '
+            f'bytes: {same}.'
+        )
+        complete = rejects > 0 and rows + rejects == count
+        return 0 if same and complete and again == 0 and twice <= kills * CONCURRENCY else 1
 
 
 if __name__ == '__main__':

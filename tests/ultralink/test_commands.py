@@ -139,3 +139,39 @@ def test_bad_rows_are_named_by_file_and_row(tmp_path, weights):
     assert done.returncode == 2
     assert done.stderr == f'{broken}:1: the document that begins here has no </doc>.\n'
     assert not (tmp_path / 'out').exists(), 'what is refused leaves nothing behind'
+
+
+def test_the_bare_help_lists_the_commands_by_group():
+    done = run('--help')
+    assert done.returncode == 0
+    for line in (
+        'Make data: generate, select, translate and prune conversations; inspect what happened.',
+        '  explain          Show what each stage did with an item: kept, or rejected and why.',
+        'Release data: write, read and describe files of conversations.',
+        'Evaluate models: score and compare answers, and check translated problems.',
+    ):
+        assert f'\n{line}\n' in done.stdout
+
+
+def test_a_dropped_document_is_explained_and_the_next_command_is_named(tmp_path, weights):
+    rows = [document('zh', 0), {'id': '短文', 'title': '短', 'text': '太短了。'}]
+    source = write_rows(tmp_path / 'wiki.jsonl', rows)
+    tokenizer, documents = f'--tokenizer={weights}', f'{tmp_path}/documents'
+    made = run(
+        'documents', '--language=zh', f'--input={source}', tokenizer, f'--output={documents}'
+    )
+    assert made.returncode == 0, made.stderr
+    explained = run('explain', '短文', f'--stages={tmp_path}')
+    assert explained.stdout == (
+        f'documents ({documents})\n'
+        '  rejected: short (12 bytes, so fewer than 1000 tokens); input wiki.jsonl:2\n'
+        '      | 太短了。\n'
+    )
+    unknown = run('explain', '没有', f'--stages={tmp_path}')
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith(f"No stage in {tmp_path} has an item '没有'")
+    wrong = run('prune', f'--input={documents}', f'--output={tmp_path}/pruned')
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        f'{documents} is the output of `documents`; run `dialogues` next.\n',
+    )

@@ -146,6 +146,11 @@ def test_a_translation_leads_to_its_source_but_not_to_other_translations(data):
     assert found[f'export ({data}/release)'] == ['not among the released rows']
 
 
+def test_a_released_row_leads_to_its_document(data):
+    for released, item in (('ru_chat_specific_0', 'ru-канал-1'), ('ru_math_0', 'ru-gsm8k-1')):
+        assert explain(released, [data]) == explain(item, [data])
+
+
 def test_control_characters_of_a_reply_do_not_reach_the_terminal(data):
     text = explain('سؤال-1', [data / 'fr' / 'translated'])
     assert '    | خطأ \ufffd[31m\n      | سطر' in text and '\x1b' not in text

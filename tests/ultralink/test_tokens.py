@@ -19,13 +19,10 @@ def test_a_directory_needs_no_end_token(tmp_path, weights):
     assert of_directory.fingerprint == of_file.fingerprint
 
 
-def test_a_model_without_files_names_the_flag(monkeypatch, tmp_path):
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    monkeypatch.setattr(
-        'malora_jax.models.loading.model_hub.download',
-        lambda *_: (_ for _ in ()).throw(
-            UserError('Connect, or set model.weights to a directory.')
-        ),
-    )
+def test_a_model_without_files_names_the_flag(monkeypatch):
+    def fail(*_):
+        raise UserError('Connect, or set model.weights to a directory.')
+
+    monkeypatch.setattr('malora_jax.models.loading.model_hub.download', fail)
     with pytest.raises(UserError, match='or set --tokenizer to a directory'):
         load_token_counter('llama2-13b')

@@ -1,5 +1,7 @@
 """Reading documents from each kind of file, and malformed files."""
 
+import bz2
+import gzip
 import html
 
 import pyarrow
@@ -49,6 +51,17 @@ def test_every_kind_of_file_has_the_same_documents(tmp_path):
     assert both[2].location == f'{folder}/wiki_01:2'
 
 
+@pytest.mark.parametrize('suffix, compress', [('gz', gzip.compress), ('bz2', bz2.compress)])
+def test_compressed_files(tmp_path, suffix, compress):
+    marked, lines = (tmp_path / f'{name}.{suffix}' for name in ('wiki_00', 'wiki_01'))
+    marked.write_bytes(compress(extracted(DOCUMENTS).encode()))
+    lines.write_bytes(compress(write_rows(tmp_path / 'lines', DOCUMENTS).read_bytes()))
+    (tmp_path / 'lines').unlink()
+    rows = list(wikipedia.read([tmp_path]))
+    assert fields(rows) == DOCUMENTS * 2
+    assert rows[1].location == f'{marked}:8' and rows[-1].location == f'{lines}:3'
+
+
 @pytest.mark.parametrize(
     'text, message',
     [
@@ -63,6 +76,7 @@ def test_every_kind_of_file_has_the_same_documents(tmp_path):
         ('<doc id="1" title="t">\na\n</doc>\nstray\n', ':4 must begin a document as <doc'),
         ('<doc id="1">\na\n</doc>\n', ':1 must begin a document as <doc'),
         ('<html>\n', ':1 must begin a document as <doc'),
+        ('<mediawiki xmlns="x">\n', ':1 is a dump of MediaWiki: extract its text with Wiki'),
         ('</doc>\n', ':1 must begin a document as <doc'),
         ('{"id": "1", "title": "t", "text": "x"}\n{"id"\n', ':2 is not valid JSON'),
         ('Some text.\n', ':1 is not valid JSON'),

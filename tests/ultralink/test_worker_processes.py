@@ -93,7 +93,7 @@ def wait_for(condition):
 
 @pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='no /proc')
 def test_signals_and_kills_end_all_processes(tmp_path, weights):
-    source = write_rows(tmp_path / 'in.jsonl', DOCUMENTS * 40)
+    source = write_rows(tmp_path / 'in.jsonl', DOCUMENTS * 25)
     # The tiny tokenizer has a token for almost every byte.
     sizes = ('--max-document-tokens=90000', '--segment-tokens=1100', '--min-segment-tokens=300')
 
