@@ -80,8 +80,8 @@ async def estimate(stage: Stage, run: StageRun[Any]) -> Estimate:
     Raises:
         UserError: A setting or an item is wrong, or the output directory cannot be used.
     """
-    meter = _UsageMeter(stage.prepare, run)
-    settings = stage.recorded_settings(run, meter.prepared)
+    estimator = _UsageEstimator(stage.prepare, run)
+    settings = stage.recorded_settings(run, estimator.prepared)
     inputs = shards.digest(run.inputs)
     start = shards.find_start(
         run.output,
@@ -92,12 +92,12 @@ async def estimate(stage: Stage, run: StageRun[Any]) -> Estimate:
     remaining = iter(() if start.complete else stage.items(run))
     num_finished = start.total.items
     finished = collections.deque(itertools.islice(remaining, num_finished), _FINISHED_ITEMS)
-    usages, _ = await meter.measure(finished)
-    cached_usages, uncached = await meter.measure(itertools.islice(remaining, _NEXT_ITEMS))
+    usages, _ = await estimator.measure(finished)
+    cached_usages, uncached = await estimator.measure(itertools.islice(remaining, _NEXT_ITEMS))
     # An item may need no request, and some servers do not report numbers of tokens.
     measured = [each for each in usages + cached_usages if np.all(each)]
     drawn, num_items = _draw(itertools.chain(uncached, remaining), run.seed)
-    usage_3 = sum(map(meter.expected, drawn), np.zeros(3)) * num_items / max(1, len(drawn))
+    usage_3 = sum(map(estimator.expected, drawn), np.zeros(3)) * num_items / max(1, len(drawn))
     if measured:
         actual_3, expected_3 = np.sum(measured, axis=0)
         usage_3 *= actual_3 / expected_3
@@ -109,8 +109,8 @@ async def estimate(stage: Stage, run: StageRun[Any]) -> Estimate:
         requests,
         prompt_tokens,
         completion_tokens,
-        meter.model.cost(TokenUsage(prompt_tokens, completion_tokens)),
-        meter.basis(len(measured)),
+        estimator.model.cost(TokenUsage(prompt_tokens, completion_tokens)),
+        estimator.basis(len(measured)),
     )
 
 
@@ -136,7 +136,7 @@ class _MeasuredUsage(NamedTuple):
     expected_3: _Usage
 
 
-class _UsageMeter:
+class _UsageEstimator:
     """Expected usage of items, and actual usage of those whose replies are in the cache.
 
     Attributes:
