@@ -80,7 +80,7 @@ def read(connection: sqlite3.Connection, item: str = '', last: int = 0) -> list[
         last: Maximum number of requests, the latest ones; 0 = no limit.
     """
     query = (
-        'SELECT model, stage, item, sample_index, messages, text, finish_reason, tokens '
+        'SELECT requests.model, stage, item, sample_index, messages, text, finish_reason, tokens '
         "FROM requests JOIN replies USING (key) WHERE ? IN (item, '') "
         'ORDER BY requests.rowid DESC LIMIT ?'
     )
@@ -99,8 +99,8 @@ def count_replies(connection: sqlite3.Connection) -> list[tuple[str, str, str, i
     The model and the stage of a reply that an earlier version has stored are '?'.
     """
     query = (
-        "SELECT COALESCE(model, '?'), COALESCE(stage, '?'), finish_reason, COUNT(*), SUM(tokens) "
-        'FROM replies LEFT JOIN requests USING (key) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3'
+        "SELECT COALESCE(requests.model, '?'), COALESCE(stage, '?'), finish_reason, COUNT(*), "
+        'SUM(tokens) FROM replies LEFT JOIN requests USING (key) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3'
     )
     return connection.execute(query).fetchall()
 
