@@ -79,12 +79,12 @@ def read(connection: sqlite3.Connection, item: str = '', last: int = 0) -> list[
         item: Id of the item of all requests; '' = requests of any item.
         last: Maximum number of requests, the latest ones; 0 = no limit.
     """
+    condition, values = ('WHERE item = ?', (item,)) if item else ('', ())
     query = (
         'SELECT requests.model, stage, item, sample_index, messages, text, finish_reason, tokens '
-        "FROM requests JOIN replies USING (key) WHERE ? IN (item, '') "
-        'ORDER BY requests.rowid DESC LIMIT ?'
+        f'FROM requests JOIN replies USING (key) {condition} ORDER BY requests.rowid DESC LIMIT ?'
     )
-    rows = connection.execute(query, (item, last or -1)).fetchall()
+    rows = connection.execute(query, (*values, last or -1)).fetchall()
     return [
         CachedRequest(
             model, stage, item, sample_index, _messages(connection, messages), Reply(*reply)
