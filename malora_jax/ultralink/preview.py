@@ -63,7 +63,7 @@ async def preview(stage: Stage, run: StageRun[Any], num_items: int) -> str:
     slots = asyncio.Semaphore(run.concurrency)
 
     async def process(item: Row) -> tuple[_RecordingModel, ItemOutcome]:
-        # Each item has its own model, which tells its requests from those of the other items.
+        # Each item has its own model, because the requests of several items are in progress.
         model = _RecordingModel(cached_model)
         current_item.set(item_name(item))
         async with slots:
