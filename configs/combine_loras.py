@@ -8,9 +8,10 @@ Commands, for six LoRAs that configs/quickstart.py:lora trained on one task each
 The argument is the start of the routers: 'arrow' (default), 'tasks' or 'random'. The adapter is
 `molora` with the rank of the LoRAs, 64, and one expert for each task of the quickstart; tokens go
 to two experts, whose gates sum to one. For other LoRAs, set adapter.num_experts and adapter.rank,
-and the tasks in `data`. The routers have 0.8% of the parameters of the LoRAs.
+and the tasks in `data`. The routers have less than 1% of the parameters of the LoRAs.
 
-Hardware and time: two CPU cores and 5 GB of memory; 20 steps of 4 packed rows of 128 tokens.
+Hardware and time: two CPU cores and 4 GB of memory; 20 steps of 4 packed rows of 128 tokens take a
+few minutes. docs/guides/combine_loras.md shows the scores.
 """
 
 from ml_collections import ConfigDict
