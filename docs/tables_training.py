@@ -52,16 +52,13 @@ def step_times_by_method() -> str:
     rows = [head]
     for name in sorted(METHODS, key=lambda name: measured[name]['ratio_to_lora']):
         found, lora = measured[name], measured['lora']
-        cycles = ''
-        if name in estimated:
-            cycles = f'{estimated[name]["cycles"] / estimated["lora"]["cycles"]:.2f}'
         rows.append(
             (
                 f'[`{name}`](methods/{name}.md)',
                 f'{found["trained_parameters"] / lora["trained_parameters"]:.2f}',
                 f'{found["ratio_to_lora"]:.2f}' + ('' if found['steady'] else ' *'),
                 f'{found["temporary_bytes"] / lora["temporary_bytes"]:.2f}',
-                cycles,
+                f'{estimated[name]["cycles"] / estimated["lora"]["cycles"]:.2f}',
             )
         )
     return markdown.table(rows)

@@ -12,7 +12,7 @@ from docs.records import load
 from docs.tables_training import comparison_groups, comparison_values
 from malora_jax import markdown
 from malora_jax.analysis import cells
-from malora_jax.statistics import average_interval, paired_bootstrap
+from malora_jax.statistics import Interval, average_interval, paired_bootstrap
 from malora_jax.training import run_config
 from malora_jax.training.memory_estimate import (
     format_estimates,
@@ -70,6 +70,26 @@ def combined_loras() -> str:
                 cells.score((_mean(scores), average_interval(scores))),
             ]
         )
+    return markdown.table(rows)
+
+
+def benchmark_scores() -> str:
+    """Return the base model's scores on benchmarks in two forms, next to the harness's."""
+    columns = [
+        ('accuracy', 'lm_eval', 'accuracy'),
+        ('in the harness', 'harness', 'accuracy'),
+        ('normalized', 'lm_eval', 'accuracy_normalized'),
+        ('in the harness', 'harness', 'accuracy_normalized'),
+        ('extracted', 'llm_adapters', 'accuracy'),
+    ]
+    rows = [['', 'questions', *(title for title, _, _ in columns)]]
+    for name, measured in load('benchmark_scores')['values'].items():
+        row = [f'`{name}`', f'{measured["questions"]:,}']
+        for _, form, metric in columns:
+            found = measured.get(form, {}).get(metric)
+            interval = found and found['interval'] and Interval(*found['interval'])
+            row.append(cells.score((found['score'], interval)) if found else '')
+        rows.append(row)
     return markdown.table(rows)
 
 
@@ -194,6 +214,7 @@ PARTS: dict[str, Callable[[], str]] = {
     'static export': static_export,
     'starts from lora': starts_from_lora,
     'combined loras': combined_loras,
+    'benchmark scores': benchmark_scores,
     'combined loras by task': combined_loras_by_task,
     'quantized quickstart': quantized_quickstart,
     'kills by activity': kills_by_activity,

@@ -25,9 +25,9 @@ jax.config.update('jax_compilation_cache_dir', None)
 # out the compiler for GPUs, which lies beside it, where there is no GPU.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
-# Without fusion emitters, which JAX 0.11.1 always has, the CPU's compiler takes a third of the time.
-# JAX reads the flags when it starts. Commands that tests run have the emitters, unless a fixture
-# below sets the flags for them.
+# Without fusion emitters, which cannot be turned off since JAX 0.11.1, the CPU's compiler takes a
+# third of the time. JAX reads the flags when it starts. Commands that tests run have the emitters,
+# unless a fixture below sets the flags for them.
 QUICK_FLAGS = '--xla_cpu_use_fusion_emitters=false' if jax.__version_info__ < (0, 11, 1) else ''
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XLA_FLAGS', QUICK_FLAGS, prepend=' ')
