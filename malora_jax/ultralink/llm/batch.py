@@ -217,7 +217,7 @@ class BatchEndpoint(Endpoint):
     async def _download(self, file: str) -> list[dict[str, Any]]:
         """Return the lines of a batch's output file."""
         client = self._client.with_options(max_retries=_RETRIES)
-        for attempt in range(_RETRIES):
+        for attempt in range(_RETRIES + 1):
             content = await self._call(client.files.content(file))
             try:
                 return [json.loads(line) for line in content.text.split('\n') if line.strip()]
