@@ -178,3 +178,23 @@ def test_lines_have_the_bodies_of_single_requests(tmp_path):
         'top_p': 1.0,
         'seed': REQUESTS[0].sampling_seed,
     }
+
+
+@dataclasses.dataclass
+class UnreachableStates(BatchProvider):
+    """A batch API that does not give the states of batches, as long as it is down."""
+
+    is_down: bool = True
+
+    async def retrieve(self, request):
+        return web.Response(status=503) if self.is_down else await super().retrieve(request)
+
+
+def test_a_batch_whose_state_is_unknown_is_collected_by_the_next_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, '_RETRIES', 0)
+    with serve(UnreachableStates(FailurePlan(), say)) as stub:
+        with pytest.raises(OSError, match='answers with status 503'):
+            complete(tmp_path, stub.address, REQUESTS)
+        stub.is_down = False
+        assert complete(tmp_path, stub.address, REQUESTS) == TEXTS
+    assert len(stub.batches) == 1 and set(stub.answer_counts.values()) == {1}

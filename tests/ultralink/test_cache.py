@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import os
 import signal
 import sqlite3
@@ -15,6 +16,8 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink.llm import cache
 from malora_jax.ultralink.llm.cache import CachedModel
 from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
+from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
+from tests.helpers.openai_stub import serve_stub
 from tests.ultralink.helpers import FakeModel
 
 REQUEST = ModelRequest('some', (ChatMessage('user', 'Why?'),), ChatSampling(), 0)
@@ -64,6 +67,40 @@ def test_another_model_is_another_answer(tmp_path):
     two.name = 'other'
     assert complete(tmp_path / 'c.sqlite', one, REQUEST)[0][0].text == 'one'
     assert complete(tmp_path / 'c.sqlite', two, REQUEST)[0][0].text == 'two'
+
+
+def test_another_endpoint_is_another_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv('OPENAI_API_KEY', 'any')
+    replies = {}
+    for said in ('one', 'two'):
+        with serve_stub(answer=lambda body, said=said: said) as stub:
+
+            async def main(address=stub.address):
+                choice = ModelChoice('m', tmp_path / 'c.sqlite', base_url=address)
+                async with open_model(choice) as model:
+                    return await model.complete(REQUEST)
+
+            replies[said] = asyncio.run(main()).text
+    assert replies == {'one': 'one', 'two': 'two'}
+
+
+def test_replies_of_an_earlier_version_stay_usable(tmp_path, monkeypatch):
+    monkeypatch.setenv('OPENAI_API_KEY', 'any')
+    path = tmp_path / 'c.sqlite'
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            'CREATE TABLE replies (key BLOB PRIMARY KEY, text TEXT NOT NULL, '
+            'finish_reason TEXT NOT NULL, tokens INTEGER NOT NULL) WITHOUT ROWID'
+        )
+        key = hashlib.sha256(b'm\0' + REQUEST.digest).digest()
+        connection.execute('INSERT INTO replies VALUES (?, ?, ?, ?)', (key, 'Old.', 'stop', 9))
+
+    async def main():
+        choice = ModelChoice('m', path, base_url='http://127.0.0.1:1/v1')
+        async with open_model(choice) as model:
+            return await model.complete(REQUEST)
+
+    assert asyncio.run(main()) == Reply('Old.', 'stop', 9)
 
 
 def test_an_error_is_not_kept(tmp_path):

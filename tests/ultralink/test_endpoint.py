@@ -108,6 +108,23 @@ def test_a_long_retry_after_is_waited_for_too(monkeypatch):
     assert waits.count(900.0) == 3
 
 
+@pytest.mark.parametrize(
+    'headers, wait_s',
+    [
+        ({'retry-after': '7'}, 7),
+        ({'retry-after-ms': '1500', 'retry-after': '9'}, 1.5),
+        ({'retry-after': 'Sun, 09 Sep 2001 01:47:40 GMT'}, 60),
+        ({'retry-after': '-3'}, None),
+        ({'retry-after': '90000'}, None),
+        ({'retry-after': 'soon'}, None),
+        ({}, None),
+    ],
+)
+def test_how_long_a_server_asks_to_wait(headers, wait_s, monkeypatch):
+    monkeypatch.setattr(endpoint.time, 'time', lambda: 1e9)
+    assert endpoint._retry_after(headers) == wait_s
+
+
 def test_an_endpoint_that_is_not_there(monkeypatch):
     monkeypatch.setattr(endpoint, '_RETRIES', 0)
     with serve_stub() as stub:

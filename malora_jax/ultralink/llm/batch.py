@@ -16,7 +16,6 @@ from malora_jax.ultralink.llm import responses
 from malora_jax.ultralink.llm.cache import ReplyCache, reply_key
 from malora_jax.ultralink.llm.chat import ModelRequest, Reply
 from malora_jax.ultralink.llm.endpoint import Endpoint
-from malora_jax.ultralink.llm.limits import Amount, Reservation
 from malora_jax.ultralink.llm.responses import TransientError
 
 # A batch is submitted when no request arrives for this time, or when it has this size. OpenAI's
@@ -78,9 +77,7 @@ class BatchEndpoint(Endpoint):
                         self._budget.add(self._amount(outcome.usage))
             self._cache.remove_batch(name)
 
-    async def _request_reply(
-        self, request: ModelRequest, reservation: Reservation, bound: Amount
-    ) -> Reply:
+    async def _request_reply(self, request: ModelRequest, max_tokens: int) -> Reply:
         """Send a request in as many batches as it takes, and return the reply."""
         for attempt in range(_RETRIES + 1):
             try:
@@ -124,6 +121,9 @@ class BatchEndpoint(Endpoint):
             _tell(batch, f'{len(gathered):,} requests')
             outcomes = await self._collect(name, batch)
             self._cache.remove_batch(name)
+        except TransientError as error:
+            # The batch is paid for, so its requests are not sent again: the next run collects it.
+            missing = OSError(str(error))
         except Exception as error:
             missing = error
         for identifier, (_, future) in gathered.items():
@@ -187,10 +187,17 @@ class BatchEndpoint(Endpoint):
             process, because the batch expired, are missing.
         """
         client = self._client.with_options(max_retries=_RETRIES)
+        failures = 0
         while True:
-            state = await self._call(client.batches.retrieve(batch))
-            if state.status in _FINISHED:
-                break
+            try:
+                state = await self._call(client.batches.retrieve(batch))
+                if state.status in _FINISHED:
+                    break
+                failures = 0
+            except TransientError:
+                failures += 1
+                if failures > _RETRIES:
+                    raise
             await asyncio.sleep(_POLL_S)
         files = [each for each in (state.output_file_id, state.error_file_id) if each]
         if state.status == 'failed' and not files:
@@ -210,7 +217,7 @@ class BatchEndpoint(Endpoint):
     async def _download(self, file: str) -> list[dict[str, Any]]:
         """Return the lines of a batch's output file."""
         client = self._client.with_options(max_retries=_RETRIES)
-        for attempt in range(_RETRIES):
+        for attempt in range(_RETRIES + 1):
             content = await self._call(client.files.content(file))
             try:
                 return [json.loads(line) for line in content.text.split('\n') if line.strip()]

@@ -12,7 +12,8 @@ from typing import Any
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm import responses
 from malora_jax.ultralink.llm.chat import ModelRequest, Reply
-from malora_jax.ultralink.llm.limits import Amount, Budget, MinuteLimit, Reservation
+from malora_jax.ultralink.llm.first_replies import FirstReplies
+from malora_jax.ultralink.llm.limits import Amount, Budget, MinuteLimit
 from malora_jax.ultralink.llm.prices import load_prices
 from malora_jax.ultralink.llm.request_format import EndpointSettings
 from malora_jax.ultralink.llm.responses import TransientError, UnreadableError
@@ -24,9 +25,7 @@ _RETRIES = 8
 _UNREADABLE_RETRIES = 4
 # A longer Retry-After is not waited for.
 _MAX_RETRY_AFTER_S = 3600.0
-# Number of first replies without an answer, and of requests in a row without a readable response,
-# after which no further request is sent.
-_MAX_ONLY_THOUGHTS = 5
+# Number of requests in a row without a readable response, after which no further one is sent.
 _MAX_UNREADABLE = 3
 # Upper bounds of the tokens that a chat template adds to a request, and to each message.
 _TEMPLATE_TOKENS = 64
@@ -104,8 +103,8 @@ class Endpoint:
         )
         self._requests_per_minute = MinuteLimit(settings.requests_per_minute)
         self._tokens_per_minute = MinuteLimit(settings.tokens_per_minute)
-        self._has_answered = False
-        self._only_thoughts = self._unreadable_in_a_row = 0
+        self._first_replies = FirstReplies(name)
+        self._unreadable_in_a_row = 0
 
     @property
     def address(self) -> str:
@@ -128,44 +127,52 @@ class Endpoint:
             OSError: The endpoint cannot be reached, still fails after all retries, or the account
                 has no money left.
         """
+        if self._unreadable_in_a_row >= _MAX_UNREADABLE:
+            raise OSError(
+                f'{self._description} sends responses that are no valid JSON: try again later.'
+            )
         bound = self._amount(_max_usage(request))
-        async with self._budget.reserve(bound) as reservation:
-            self._check_replies()
-            reply = await self._request_reply(request, reservation, bound)
-            self.meter.usage += reply.usage
-            # A server that counts no tokens would otherwise never reach a limit.
-            is_counted = reply.tokens or reply.finish_reason == 'refused'
-            reservation.used = self._amount(reply.usage) if is_counted else reservation.amount
-        return reply
+        for unreadable in range(_UNREADABLE_RETRIES + 1):
+            async with self._budget.reserve(bound) as reservation:
+                self._first_replies.check()
+                try:
+                    reply = await self._request_reply(request, bound.tokens)
+                except UnreadableError as error:
+                    # It was paid for. Until the next response, it counts as the upper bound.
+                    reservation.used = bound
+                    self.meter.errors[error.kind] += 1
+                    wait_s = error.wait_s(unreadable)
+                else:
+                    self._unreadable_in_a_row = 0
+                    reply = _with_unreadable(reply, unreadable)
+                    self.meter.usage += reply.usage
+                    reservation.used = bound
+                    # A server that counts no tokens would otherwise never reach a limit.
+                    if reply.tokens or reply.finish_reason == 'refused':
+                        reservation.used = self._amount(reply.usage) - bound * unreadable
+                    return reply
+            await asyncio.sleep(wait_s)
+        self._unreadable_in_a_row += 1
+        return Reply('', 'malformed', 0)
 
-    async def _request_reply(
-        self, request: ModelRequest, reservation: Reservation, bound: Amount
-    ) -> Reply:
-        """Send a request until its response can be read.
+    async def _request_reply(self, request: ModelRequest, max_tokens: int) -> Reply:
+        """Send a request until it does not fail.
 
-        A response that was truncated in transit was paid for, but its tokens are unknown. Since the
-        request is the same, they are counted like those of the response that can be read, without
-        a discount for cached tokens.
+        Raises:
+            UnreadableError: The response was truncated in transit.
         """
-        unreadable = 0
         for attempt in range(_RETRIES + 1):
             try:
-                reply = await self._attempt(request, bound.tokens)
-                self._unreadable_in_a_row = 0
-                usage = reply.usage + dataclasses.replace(reply.usage, cached=0) * unreadable
-                return Reply(reply.text, reply.finish_reason, usage.total, usage)
+                async with self._first_replies.request():
+                    return await self._attempt(request, max_tokens)
+            except UnreadableError:
+                raise
             except TransientError as error:
                 self.meter.errors[error.kind] += 1
                 if attempt == _RETRIES:
                     raise
-                if isinstance(error, UnreadableError):
-                    unreadable += 1
-                    if unreadable > min(_UNREADABLE_RETRIES, _RETRIES):
-                        break
-                    self._budget.extend(reservation, bound)
                 await asyncio.sleep(error.wait_s(attempt))
-        self._unreadable_in_a_row += 1
-        return Reply('', 'malformed', 0)
+        raise AssertionError
 
     async def _attempt(self, request: ModelRequest, max_tokens: int) -> Reply:
         """Send a request once, as soon as the limits per minute allow it.
@@ -238,29 +245,8 @@ class Endpoint:
     def _read(self, body: Any) -> Reply:
         """Return the reply in a response, and count whether it has an answer."""
         reply = responses.read_reply(self._description, body)
-        if responses.is_only_thought(body, reply):
-            self._only_thoughts += 1
-        elif reply.text:
-            self._has_answered = True
+        self._first_replies.count(reply.text, responses.is_only_thought(body, reply))
         return reply
-
-    def _check_replies(self) -> None:
-        """Check that the model gives answers, and that its responses can be read.
-
-        Raises:
-            UserError: The model has only reasoned so far.
-            OSError: The last requests had no readable response.
-        """
-        if self._only_thoughts >= _MAX_ONLY_THOUGHTS and not self._has_answered:
-            raise UserError(
-                f'The model {self._model!r} only reasons: its first {self._only_thoughts} replies '
-                'end before an answer. Turn its reasoning off, as with --preset=no_thinking, '
-                'or raise the maximum number of tokens of replies.'
-            )
-        if self._unreadable_in_a_row >= _MAX_UNREADABLE:
-            raise OSError(
-                f'{self._description} sends responses that are no valid JSON: try again later.'
-            )
 
     def _body(self, request: ModelRequest) -> dict[str, Any]:
         """Return the body of a request, in the format of the endpoint."""
@@ -284,6 +270,20 @@ class Endpoint:
     @property
     def _description(self) -> str:
         return f'The endpoint {self._client.base_url}'
+
+
+def _with_unreadable(reply: Reply, unreadable: int) -> Reply:
+    """Add the tokens of responses that were truncated in transit to those of their repetition.
+
+    They were paid for, but their tokens are unknown. Since the request is the same, they count like
+    the response that can be read, without a discount for cached tokens.
+
+    Args:
+        reply: Reply that can be read.
+        unreadable: Number of earlier responses to the same request.
+    """
+    usage = reply.usage + dataclasses.replace(reply.usage, cached=0) * unreadable
+    return dataclasses.replace(reply, tokens=usage.total, usage=usage)
 
 
 def _max_usage(request: ModelRequest) -> TokenUsage:

@@ -32,18 +32,20 @@ class Amount:
         """Return the difference of both amounts."""
         return Amount(self.tokens - other.tokens, self.price - other.price)
 
+    def __mul__(self, times: int) -> 'Amount':
+        """Return a multiple of the amount."""
+        return Amount(times * self.tokens, times * self.price)
 
+
+@dataclasses.dataclass
 class Reservation:
-    """Amount that is reserved for a request in progress.
+    """Reservation for a request in progress.
 
     Attributes:
-        amount: Reserved amount, an upper bound.
         used: Amount that the request has used, which its owner sets.
     """
 
-    def __init__(self, amount: Amount):
-        self.amount = amount
-        self.used = Amount()
+    used: Amount = Amount()
 
 
 class Budget:
@@ -82,7 +84,7 @@ class Budget:
         Raises:
             UserError: The request may exceed a limit even after all others have finished.
         """
-        reservation = Reservation(amount)
+        reservation = Reservation()
         async with self._changed:
             await self._changed.wait_for(
                 lambda: not self._exceeded_by(amount) or not self._in_progress
@@ -94,20 +96,10 @@ class Budget:
             yield reservation
         finally:
             async with self._changed:
-                self._reserved -= reservation.amount
+                self._reserved -= amount
                 self._in_progress -= 1
                 self._used += reservation.used
                 self._changed.notify_all()
-
-    def extend(self, reservation: Reservation, amount: Amount) -> None:
-        """Reserve a further amount for a request that is repeated and may be paid for twice.
-
-        Raises:
-            UserError: The repeated request may exceed a limit.
-        """
-        self._check(amount)
-        self._reserved += amount
-        reservation.amount += amount
 
     def _check(self, amount: Amount) -> None:
         exceeded = self._exceeded_by(amount)
