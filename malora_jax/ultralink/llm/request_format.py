@@ -48,9 +48,10 @@ class RequestFormat:
         return f'{model} {json.dumps(changes, sort_keys=True)}' if changes else model
 
 
-# What the servers accept is described in their documentation: OpenAI's guide to reasoning models,
-# vLLM's "Reasoning Outputs", SGLang's "Reasoning Parser" and Mistral's reference of chat
-# completions. Gateways pass requests on to servers of which not all accept a seed.
+# vLLM's page "Reasoning Outputs" (0.26) names enable_thinking, and clients that are generated from
+# Mistral's specification name random_seed. OpenAI's own pages could not be opened; that its
+# reasoning models reject these parameters is from reports of users. Gateways pass requests on to
+# servers of which not all accept a seed.
 PRESETS = {
     'openai': RequestFormat(),
     'openai_reasoning': RequestFormat(
