@@ -93,6 +93,16 @@ def benchmark_scores() -> str:
     return markdown.table(rows)
 
 
+def commonsense_run() -> str:
+    """Return the scores of a short run on the training sets of commonsense_170k."""
+    rows = [['', 'questions', 'before', 'best constant answer', 'after']]
+    for name, found in load('commonsense_small')['values']['tasks'].items():
+        after = (found['after'], Interval(*found['after_interval']))
+        others = (cells.score((found[key], None)) for key in ('before', 'best_constant'))
+        rows.append([f'`{name}`', f'{found["examples"]}', *others, cells.score(after)])
+    return markdown.table(rows)
+
+
 def combined_loras_by_task() -> str:
     """Return the table of the loss on each task of combined LoRAs, next to joint training."""
     runs = load('combine_loras')['values']['runs'].values()
@@ -215,6 +225,7 @@ PARTS: dict[str, Callable[[], str]] = {
     'starts from lora': starts_from_lora,
     'combined loras': combined_loras,
     'benchmark scores': benchmark_scores,
+    'commonsense run': commonsense_run,
     'combined loras by task': combined_loras_by_task,
     'quantized quickstart': quantized_quickstart,
     'kills by activity': kills_by_activity,
