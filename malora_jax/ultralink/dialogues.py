@@ -148,6 +148,11 @@ def _segment(row: Row) -> dict[str, str]:
     Raises:
         UserError: A field is missing or not a string, or the language is unknown.
     """
+    if 'language' not in row.fields:
+        raise UserError(
+            f"{row.location} has no 'language': run `documents` first, and give its output as "
+            '--input.'
+        )
     fields = {name: text_field(row, name) for name in ('id', 'language', 'title', 'text')}
     try:
         get_language(fields['language'])

@@ -234,12 +234,20 @@ def excerpt(text: str) -> str:
     return text if len(text) <= _EXCERPT_CHARACTERS else f'{text[:_EXCERPT_CHARACTERS]}…'
 
 
-def format_counts(manifest: StageManifest) -> str:
-    """Return the counts of a finished stage as text, one count per line."""
+def format_counts(manifest: StageManifest, output: pathlib.Path | None = None) -> str:
+    """Return the counts of a finished stage as text, one count per line.
+
+    Args:
+        manifest: Manifest of the stage.
+        output: Directory of the stage, in which the ids of dropped items are looked up; None = the
+            text has no ids.
+    """
     total = manifest.total
+    ids = shards.first_rejects(output, manifest) if output else {}
     lines = [f'{manifest.stage}: {total.items:,} items, {total.kept:,} kept, {total.rows:,} rows']
     lines += [
-        f'  dropped, {reason}: {number:,} (the first: {total.first[reason]})'
+        f'  dropped, {reason}: {number:,} (the first: {total.first[reason]}'
+        f'{", id " + ids[reason] if ids.get(reason) else ""})'
         for reason, number in total.dropped.items()
     ]
     return '\n'.join(lines + [f'  {name}: {number:,}' for name, number in total.counts.items()])

@@ -346,6 +346,19 @@ def test_a_file_that_a_run_with_other_settings_left_is_removed(tmp_path):
     assert sorted(contents(tmp_path / 'out')) == ['manifest.json', 'rows-00000.jsonl']
 
 
+def test_the_summary_has_the_ids_of_the_first_dropped_items(tmp_path):
+    source = write_rows(tmp_path / 'in.jsonl', [{'id': i} for i in range(12)])
+    made = asyncio.run(
+        stage.run('some', third, [source], tmp_path / 'out', settings={}, shard_items=5)
+    )
+    lines = stage.format_counts(made, tmp_path / 'out').splitlines()
+    assert lines[1:] == [
+        '  dropped, r0: 2 (the first: in.jsonl:1, id 0)',
+        '  dropped, r1: 4 (the first: in.jsonl:2, id 1)',
+        '  dropped, r2: 4 (the first: in.jsonl:3, id 2)',
+    ]
+
+
 def test_rejects_that_disagree_with_the_manifest(tmp_path):
     source = write_rows(tmp_path / 'in.jsonl', [{'id': i} for i in range(8)])
     output = tmp_path / 'out'

@@ -205,7 +205,7 @@ def summary(run: StageRun[JudgeConfig], manifest: StageManifest) -> str:
     scores = [row.fields['score'] for row in shards.read([run.output])]
     result = win_rate(scores, seed=run.seed)
     return (
-        f'{format_counts(manifest)}\n'
+        f'{format_counts(manifest, run.output)}\n'
         f'Win rate {result.rate:.1%}, 95% interval {result.low:.1%} to {result.high:.1%}: '
         f'{result.wins} wins, {result.ties} ties, {result.losses} losses'
     )
