@@ -148,7 +148,7 @@ def _segment(row: Row) -> dict[str, str]:
     Raises:
         UserError: A field is missing or not a string, or the language is unknown.
     """
-    if 'language' not in row.fields:
+    if row.fields.get('language') is None:
         raise UserError(
             f"{row.location} has no 'language': run `documents` first, and give its output as "
             '--input.'

@@ -144,7 +144,7 @@ def test_retries_are_announced_once_without_tls(monkeypatch, capsys):
     assert all(isinstance(error, OSError) and 'ssl' not in str(error) for error in errors)
     announced = capsys.readouterr().err
     assert announced.startswith(f'The endpoint {address}/ cannot be reached: ')
-    assert announced.endswith(' Each request is retried up to 2 times.\n')
+    assert announced.endswith('; each request is retried up to 2 times.\n')
     assert announced.count('\n') == 1
 
 

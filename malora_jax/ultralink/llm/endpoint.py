@@ -184,8 +184,9 @@ class Endpoint:
     def _say_that_it_retries(self, error: TransientError) -> None:
         """Say once that requests are retried, because the wait is long if the address is wrong."""
         if error.kind == _NOT_REACHED and self.meter.errors[_NOT_REACHED] == 1:
-            retries = f'Each request is retried up to {_RETRIES} times.'
-            print(f'{error} {retries}', file=sys.stderr, flush=True)
+            reason = str(error).rstrip('.')
+            retries = f'each request is retried up to {_RETRIES} times.'
+            print(f'{reason}; {retries}', file=sys.stderr, flush=True)
 
     async def _attempt(self, request: ModelRequest, max_tokens: int) -> Reply:
         """Send a request once, as soon as the limits per minute allow it.
