@@ -206,7 +206,7 @@ def first_rejects(path: pathlib.Path, manifest: StageManifest) -> dict[str, str]
         file = _rejects_path(path, number)
         if shard.dropped.keys() - found and file.exists():
             for row in read_json_rows(file):
-                found.setdefault(row.fields['reason'], row.fields['id'])
+                found.setdefault(str(row.fields.get('reason')), str(row.fields.get('id', '')))
     return found
 
 
