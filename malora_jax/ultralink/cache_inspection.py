@@ -38,6 +38,11 @@ def run(run: StageRun[CacheConfig]) -> tuple[str, int]:
         UserError: There is no such file, it is not a reply cache, or it has no request of the item.
     """
     path, item = run.config.cache, run.config.item
+    if not path.exists():
+        raise UserError(
+            f'There is no data file {path}: give the --cache of a stage, by default answers.sqlite '
+            'next to its --output.'
+        )
     check_file(path)
     with open_cache(path) as cache:
         if not item:

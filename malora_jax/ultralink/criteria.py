@@ -107,17 +107,21 @@ def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
             detail = _describe_rule_fault(fault, '\n'.join(conversation.data))
             return ItemOutcome(reason=fault, detail=detail, text=excerpt(transcript))
         messages = _messages(transcript)
+        refusals: dict[ModelRequest, str] = {}
         for sample in range(config.attempts):
-            reply = await run.model.complete(ModelRequest(STAGE, messages, sampling, sample))
+            request = ModelRequest(STAGE, messages, sampling, sample)
+            reply = await run.model.complete(request)
             scores = parse_scores(reply)
             if scores:
                 break
+            refusals[request] = f'no scores (finish reason {reply.finish_reason})'
         else:
             return ItemOutcome(
                 reason='no scores',
                 detail=f'finish reason {reply.finish_reason}',
                 text=reply.text,
                 attempts=config.attempts,
+                refusals=refusals,
             )
         met = [name for name, score in scores.items() if score]
         counts = {f'criterion: {name}': 1 for name in met}
@@ -129,8 +133,9 @@ def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
                 detail=', '.join(met),
                 text=excerpt(transcript),
                 attempts=sample + 1,
+                refusals=refusals,
             )
-        return ItemOutcome([conversation.row])
+        return ItemOutcome([conversation.row], refusals=refusals)
 
     def expected_requests(
         row: Row, count_tokens: Callable[[str], int]

@@ -148,6 +148,11 @@ def _segment(row: Row) -> dict[str, str]:
     Raises:
         UserError: A field is missing or not a string, or the language is unknown.
     """
+    if row.fields.get('language') is None:
+        raise UserError(
+            f"{row.location} has no 'language': run `documents` first, and give its output as "
+            '--input.'
+        )
     fields = {name: text_field(row, name) for name in ('id', 'language', 'title', 'text')}
     try:
         get_language(fields['language'])
@@ -173,7 +178,8 @@ class _DialogueGenerator:
         end_reason = await dialogue.run(stage.item_rng(self.seed, STAGE, fields['id']))
         counts = dict(dialogue.counts)
         if not dialogue.turns:
-            return ItemOutcome((), end_reason, counts, **dialogue.rejected)
+            refusals = dialogue.refusals
+            return ItemOutcome((), end_reason, counts, **dialogue.rejected, refusals=refusals)
         counts |= {f'ended: {end_reason}': 1, 'turns': len(dialogue.turns)}
         dialogue_row = {
             'id': fields['id'],
@@ -183,7 +189,10 @@ class _DialogueGenerator:
             'data': [text for turn in dialogue.turns for text in turn[:2]],
             'kinds': [turn.kind for turn in dialogue.turns],
         }
-        return ItemOutcome([dialogue_row], '', counts)
+        number = f'{len(dialogue.turns)} turn{"s" if len(dialogue.turns) > 1 else ""}'
+        ended = stage.with_detail(end_reason, dialogue.rejected.get('detail', ''))
+        facts = f'{number}; ended: {ended}'
+        return ItemOutcome([dialogue_row], '', counts, detail=facts, refusals=dialogue.refusals)
 
     def expected_requests(
         self, row: Row, count_tokens: Callable[[str], int]
@@ -217,12 +226,14 @@ class _Dialogue:
         counts: Number of rejected questions and answers, by reason.
         rejected: Attributes of `ItemOutcome` that describe why the last request failed; empty
             before a request has failed.
+        refusals: Why each refused reply was refused, by its request.
     """
 
     def __init__(self, generator: _DialogueGenerator, language: str, document: str):
         self.turns: list[_Turn] = []
         self.counts: collections.Counter[str] = collections.Counter()
         self.rejected: dict[str, Any] = {}
+        self.refusals: dict[ModelRequest, str] = {}
         self._generator = generator
         self._language = language
         self._document = document
@@ -294,13 +305,15 @@ class _Dialogue:
             request = ModelRequest(STAGE, messages, sampling, sample)
             reply = await self._generator.model.complete(request)
             fault = find_fault(reply)
+            if fault:
+                earlier = [turn.question for turn in self.turns]
+                detail = describe_fault(fault, reply.text, self._language, self._prompts, earlier)
+                self.refusals[request] = stage.with_detail(fault, detail)
             # A model may end a dialogue with a short answer, so such an answer is not retried.
             if fault in ('', SHORT):
                 break
             self.counts[f'fault in {"answer" if question else "question"}: {fault}'] += 1
         if fault:
-            earlier = [turn.question for turn in self.turns]
-            detail = describe_fault(fault, reply.text, self._language, self._prompts, earlier)
             self.rejected = {'detail': detail, 'text': reply.text, 'attempts': sample + 1}
         return reply.text, fault
 

@@ -1,18 +1,21 @@
 """Command `explain`: what each stage did with an item, from its rows, rejects and manifest.
 
 Two stages change ids, so that an item is found under several: `documents` makes LANGUAGE-ID-NUMBER
-of the id of a document, and `translate` makes LANGUAGE-ID of the id of a conversation. The released
-files have new ids; there, an item is recognized by its messages.
+of the id of a document, and `translate` makes LANGUAGE-ID of the id of a conversation. A document
+is also found as LANGUAGE-ID. The released files have new ids; there, an item is recognized by its
+messages.
 """
 
 import dataclasses
 import pathlib
 import re
+import shlex
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from malora_jax import commands
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, manifest, release_export, shards
@@ -23,6 +26,8 @@ from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.text.printing import indented, printable
 
 COMMAND = 'explain'
+# Stages whose requests the cache has by the id of the item.
+_ASKING_STAGES = ('dialogues', 'criteria', 'translate', 'judge')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +107,52 @@ class _FollowedItem:
             sources: Ids of the items of this stage of which the item was made.
         """
         lines: list[str] = []
+        asked: list[str] = []
         known = frozenset(self.ids)
         entered = known | sources
         for row in shards.read_rejects(path, stage):
-            if _id(row) in entered:
+            if entered & _names(stage, _id(row)):
                 lines += _rejected(row)
+                asked += [row.fields['id']] if row.fields['attempts'] else []
         for row in shards.read_listed(path, stage):
             identifier, origin = _id(row), origin_id(stage, _id(row))
-            if origin in entered:
+            names = _names(stage, origin)
+            if names & entered:
                 lines.append(f'kept as {identifier} ({pathlib.Path(row.location).name})')
-            if origin in known or identifier in known:
+                asked.append(origin_id(stage, str(row.fields['id'])) or '')
+            if names & known or identifier in known:
                 self.ids.add(identifier)
                 self.released_data += _released_data(row)
-        return lines
+        return lines + _cache_commands(path, stage, asked)
+
+
+def _names(stage: StageManifest, identifier: str | None) -> set[str]:
+    """Return the ids that a user may give for an item of a stage; none for None.
+
+    The segments of a document begin with its language, so a document may be given with it, too.
+    """
+    if identifier is None:
+        return set()
+    is_document = stage.stage == 'documents'
+    return {
+        identifier,
+        *([f'{stage.settings.get("language")}-{identifier}'] if is_document else ()),
+    }
+
+
+def _cache_commands(path: pathlib.Path, stage: StageManifest, items: Iterable[str]) -> list[str]:
+    """Return the commands that show the requests for items, if the cache is in its usual place."""
+    cache = path.parent / 'answers.sqlite'
+    if stage.stage not in _ASKING_STAGES or not cache.is_file():
+        return []
+    return [
+        'prompts and replies: '
+        + commands.spell(
+            'python -m experiments.ultralink cache '
+            f'{shlex.quote(f"--cache={cache}")} {shlex.quote(f"--item={item}")}'
+        )
+        for item in dict.fromkeys(items)
+    ]
 
 
 def origin_id(stage: StageManifest, identifier: str) -> str | None:
@@ -207,6 +245,10 @@ def _rejected(row: Row) -> list[str]:
     lines = [f'rejected: {fields["reason"]}{detail}{attempts}; input {fields["location"]}']
     if fields['text']:
         lines.append(indented(fields['text']))
+    # Files of earlier versions have no refusals; a single one is the reason.
+    refusals = fields.get('refusals', ())
+    if fields['attempts'] > 1:
+        lines += [f'  attempt {number}: {each}' for number, each in enumerate(refusals, 1)]
     return lines
 
 

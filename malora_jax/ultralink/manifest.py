@@ -193,8 +193,8 @@ def check_resumable(path: pathlib.Path, stored: StageManifest, expected: StageMa
         raise UserError(f'{path} was made from other inputs: choose another --output.')
     if not expected.selection.contains(stored.selection):
         raise UserError(
-            f'{path} was made with {stored.selection}, not {expected.selection}, which only a '
-            'larger sample or limit can extend: choose another --output.'
+            f'{path} was made with {stored.selection}, not {expected.selection}: '
+            f'{stored.selection.extension}choose another --output.'
         )
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from malora_jax.data.file_rows import Row
 from malora_jax.ultralink.llm.cache import CachedModel
 from malora_jax.ultralink.llm.cached_requests import current_item
-from malora_jax.ultralink.llm.chat import ChatMessage, ModelRequest, Reply
+from malora_jax.ultralink.llm.chat import ModelRequest, Reply
 from malora_jax.ultralink.selection import smallest_hashes
-from malora_jax.ultralink.stage import ItemOutcome, StageRun, item_name, item_place
+from malora_jax.ultralink.stage import ItemOutcome, StageRun, item_name, item_place, with_detail
 from malora_jax.ultralink.stages import Stage
 
 
@@ -86,18 +86,44 @@ async def preview(stage: Stage, run: StageRun[Any], num_items: int) -> str:
 
 
 def _item_text(item: Row, exchanges: Sequence[_Exchange], outcome: ItemOutcome) -> str:
-    detail = f' ({outcome.detail})' if outcome.detail else ''
-    result = f'dropped: {outcome.reason}{detail}' if outcome.reason else 'kept'
-    parts = [f'===== item {item_name(item)} ({item_place(item)}): {result}']
-    shown: tuple[ChatMessage, ...] = ()
+    parts = [f'===== item {item_name(item)} ({item_place(item)})']
+    shown: list[list[str]] = []
     for number, (request, reply, was_cached) in enumerate(exchanges, 1):
         source = 'from the cache' if was_cached else 'new, now in the cache'
         attempt = f', attempt {request.sample_index + 1}' if request.sample_index else ''
         parts.append(f'--- request {number} of {len(exchanges)}{attempt}')
-        pairs = zip(shown, request.messages, strict=False)
-        repeated = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
-        shown = request.messages
-        parts += [f'[as above: {repeated} of {len(shown)} messages]'] if repeated else []
-        parts += [f'[{message.role}]\n{message.content}' for message in shown[repeated:]]
-        parts.append(f'[reply: {source}; {reply.finish_reason}]\n{reply.text}')
-    return '\n'.join(parts)
+        lines = [
+            line
+            for message in request.messages
+            for line in (f'[{message.role}]', *message.content.split('\n'))
+        ]
+        parts += _new_lines(lines, shown)
+        shown.append(lines)
+        refusal = outcome.refusals.get(request)
+        refused = f'; refused: {refusal}' if refusal else ''
+        parts.append(f'[reply: {source}; {reply.finish_reason}{refused}]\n{reply.text}')
+    result = f'dropped: {outcome.reason}' if outcome.reason else 'kept'
+    return '\n'.join([*parts, f'--- {with_detail(result, outcome.detail)}'])
+
+
+def _new_lines(lines: Sequence[str], shown: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a request without the first ones that an earlier request has, too.
+
+    The requests of an item repeat its document, so all of them would be long otherwise.
+
+    Args:
+        lines: Lines of the request.
+        shown: Lines of each earlier request of the item.
+    """
+    repeated = [_common_length(lines, earlier) for earlier in shown]
+    length = max(repeated, default=0)
+    if not length:
+        return list(lines)
+    number = repeated.index(length) + 1
+    return [f'[as in request {number}: {length} lines]', *lines[length:]]
+
+
+def _common_length(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the number of lines at the beginning that are equal."""
+    pairs = zip(first, second, strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))

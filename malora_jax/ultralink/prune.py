@@ -103,7 +103,7 @@ def prepare(run: StageRun[PruneConfig]) -> PreparedStage:
 
 def summary(run: StageRun[PruneConfig], manifest: StageManifest) -> str:
     """Return the counts of the stage, and the table of kept and dropped rows, as text."""
-    return f'{format_counts(manifest)}\n\n{table(manifest)}'
+    return f'{format_counts(manifest, run.output)}\n\n{table(manifest)}'
 
 
 def table(manifest: StageManifest) -> str:

@@ -37,6 +37,15 @@ class Selection:
         return ' '.join(given) or 'all items'
 
     @property
+    def extension(self) -> str:
+        """Advice that names the flag with which an output of these items grows; '' = none."""
+        if self.sample:
+            return 'to extend it, use a larger --sample; otherwise, '
+        return (
+            'to extend it, use a larger --limit without --sample; otherwise, ' if self.limit else ''
+        )
+
+    @property
     def max_items(self) -> int | None:
         """Maximum number of items; None = all."""
         return min((size for size in (self.sample, self.limit) if size), default=None)

@@ -4,9 +4,10 @@ rows-00000.jsonl …      shards: one JSON object per line, from a fixed number 
 rejects-00000.jsonl …   dropped items of each shard; a shard without dropped items has no such file
 manifest.json           stage, settings, seed, digest of the inputs, and the counts of each shard
 
-A line of a rejects file is {"id", "stage", "location", "reason", "detail", "attempts", "text"}: the
-place of the item in the input, and attributes of `stage.ItemOutcome`. There are as many lines
-for each reason as the manifest counts.
+A line of a rejects file is {"id", "stage", "location", "reason", "detail", "attempts", "text",
+"refusals"}: the place of the item in the input, and attributes of `stage.ItemOutcome`; `refusals`
+lists why each reply to the request that failed was refused. There are as many lines for each reason
+as the manifest counts.
 
 A shard is written before the manifest that lists it, and each file is written to a temporary name
 first. So the manifest is correct even if the process is killed, and the stage resumes after the
@@ -193,6 +194,20 @@ def read_rejects(path: pathlib.Path, manifest: StageManifest) -> Iterator[Row]:
                     f'{path / manifest_lib.NAME}.'
                 )
             yield from rows
+
+
+def first_rejects(path: pathlib.Path, manifest: StageManifest) -> dict[str, str]:
+    """Return the id of the first dropped item for each reason, as far as it is recorded.
+
+    Only the rejects files that have such an item are read.
+    """
+    found: dict[str, str] = {}
+    for number, shard in enumerate(manifest.shards):
+        file = _rejects_path(path, number)
+        if shard.dropped.keys() - found and file.exists():
+            for row in read_json_rows(file):
+                found.setdefault(str(row.fields.get('reason')), str(row.fields.get('id', '')))
+    return found
 
 
 def count_unrecorded(path: pathlib.Path, manifest: StageManifest) -> int:

@@ -24,7 +24,7 @@ from malora_jax.errors import UserError, out_of_range
 from malora_jax.progress import ProgressBar
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm.cached_requests import current_item
-from malora_jax.ultralink.llm.chat import ChatModel
+from malora_jax.ultralink.llm.chat import ChatModel, ModelRequest
 from malora_jax.ultralink.selection import ALL_ITEMS, Selection
 from malora_jax.ultralink.settings import Settings
 from malora_jax.ultralink.shards import ShardCounts, StageManifest
@@ -49,11 +49,13 @@ class ItemOutcome(NamedTuple):
         reason: Reason why the item is dropped; '' for a kept item.
         counts: Additional counts for the manifest, by name.
         message: Line to print to stderr; '' for none.
-        detail: What exactly the reason refers to, such as the missing numbers; '' for a kept item.
+        detail: What exactly the reason refers to, such as the missing numbers; for a kept item,
+            facts that a preview shows.
         text: Rejected text: a reply of the model; or, if no reply was the reason, the beginning of
             the item (see `excerpt`). '' for a kept item.
         attempts: Number of replies that the model gave to the request that failed; 0 if the item
             is dropped without one.
+        refusals: Why each refused reply was refused, by its request, in the order of the requests.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()
@@ -63,6 +65,7 @@ class ItemOutcome(NamedTuple):
     detail: str = ''
     text: str = ''
     attempts: int = 0
+    refusals: Mapping[ModelRequest, str] = {}
 
 
 # Function that processes one item.
@@ -231,12 +234,20 @@ def excerpt(text: str) -> str:
     return text if len(text) <= _EXCERPT_CHARACTERS else f'{text[:_EXCERPT_CHARACTERS]}…'
 
 
-def format_counts(manifest: StageManifest) -> str:
-    """Return the counts of a finished stage as text, one count per line."""
+def format_counts(manifest: StageManifest, output: pathlib.Path | None = None) -> str:
+    """Return the counts of a finished stage as text, one count per line.
+
+    Args:
+        manifest: Manifest of the stage.
+        output: Directory of the stage, in which the ids of dropped items are looked up; None = the
+            text has no ids.
+    """
     total = manifest.total
+    ids = shards.first_rejects(output, manifest) if output else {}
     lines = [f'{manifest.stage}: {total.items:,} items, {total.kept:,} kept, {total.rows:,} rows']
     lines += [
-        f'  dropped, {reason}: {number:,} (the first: {total.first[reason]})'
+        f'  dropped, {reason}: {number:,} (the first: {total.first[reason]}'
+        f'{", id " + ids[reason] if ids.get(reason) else ""})'
         for reason, number in total.dropped.items()
     ]
     return '\n'.join(lines + [f'  {name}: {number:,}' for name, number in total.counts.items()])
@@ -287,11 +298,25 @@ def _reject_row(stage: str, item: Row, outcome: ItemOutcome) -> Mapping[str, Any
         'attempts': outcome.attempts,
         'text': outcome.text,
     }
-    # A dropped item may have unpaired surrogates, which UTF-8 cannot encode.
+    # The last refusals are those of the request that failed.
+    refusals = list(outcome.refusals.values())[-outcome.attempts :]
     return {
-        name: value.encode('utf-8', 'replace').decode() if isinstance(value, str) else value
-        for name, value in fields.items()
+        **{
+            name: _encodable(value) if isinstance(value, str) else value
+            for name, value in fields.items()
+        },
+        'refusals': [_encodable(each) for each in refusals],
     }
+
+
+def _encodable(text: str) -> str:
+    """Replace unpaired surrogates, which a dropped item may have, and UTF-8 cannot encode."""
+    return text.encode('utf-8', 'replace').decode()
+
+
+def with_detail(reason: str, detail: str) -> str:
+    """Return a reason, with its detail in parentheses if there is one."""
+    return f'{reason} ({detail})' if detail else reason
 
 
 def item_name(item: Row) -> str:

@@ -85,7 +85,7 @@ class Command:
 
 
 def _describe(run: StageRun[Any], manifest: StageManifest) -> str:
-    return stage.format_counts(manifest)
+    return stage.format_counts(manifest, run.output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +186,11 @@ JSON Lines with `id`, `title` and `text`. Text files may be compressed (.gz, .bz
         name=dialogues.STAGE,
         purpose='Generate questions and answers about segments, turn by turn, in their language.',
         details="""\
-A dialogue has 2 to 6 turns, as in the paper. A question or answer is requested again if it is
-truncated, is in another language, mentions "the text", is not self-contained or repeats an earlier
-question. If no attempt succeeds, the dialogue ends after its last valid turn; without a valid turn,
-it is dropped. Prints the number of dialogues that ended for each reason.""",
+A dialogue is planned with 2 to 6 turns, as in the paper. A question or answer is requested again if
+it is truncated, is in another language, mentions "the text", is not self-contained or repeats an
+earlier question. If no attempt succeeds, the dialogue ends after its last valid turn, even the
+first; without a valid turn, it is dropped. Prints the number of dialogues that ended for each
+reason; `stopped` is the planned end.""",
         examples=(
             f'--input=data/fr/documents {_ENDPOINT} --tokenizer=llama2-13b '
             '--output=data/fr/dialogues',

@@ -8,7 +8,7 @@ conversation is dropped. The paper does not verify translations.
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
@@ -86,14 +86,15 @@ class _Translator:
     async def __call__(self, row: Row) -> ItemOutcome:
         source = _source(row)
         counts: collections.Counter[str] = collections.Counter()
+        refusals: dict[ModelRequest, str] = {}
         translated: list[str] = []
         for number, text in enumerate(source.data):
             previous = (source.data[number - 1], translated[-1]) if number else None
             translation, faults = await self._translate_message(
-                text, previous, source.subset, counts
+                text, previous, source.subset, counts, refusals
             )
             if faults:
-                detail = '; '.join(_describe(fault, translation) for fault in faults)
+                detail = _describe(faults, translation)
                 return ItemOutcome(
                     (),
                     faults[0].kind,
@@ -101,11 +102,12 @@ class _Translator:
                     detail=f'message {number + 1}: {detail}',
                     text=translation,
                     attempts=self._config.attempts,
+                    refusals=refusals,
                 )
             translated.append(translation)
         language = self._config.language
         target = source._replace(id=f'{language}-{source.id}', language=language, data=translated)
-        return ItemOutcome([target.row], '', counts)
+        return ItemOutcome([target.row], '', counts, refusals=refusals)
 
     def expected_requests(
         self, row: Row, count_tokens: Callable[[str], int]
@@ -128,6 +130,7 @@ class _Translator:
         previous: tuple[str, str] | None,
         subset: str,
         counts: collections.Counter[str],
+        refusals: dict[ModelRequest, str],
     ) -> tuple[str, list[TranslationFault]]:
         """Translate one message, with several attempts.
 
@@ -136,6 +139,7 @@ class _Translator:
             previous: Previous message and its translation; None for the first message.
             subset: Subset of the conversation.
             counts: Number of faults by kind, which is updated.
+            refusals: Why each refused reply was refused, by its request, which is updated.
 
         Returns:
             Translation of the last attempt, and its faults, in the order of
@@ -143,9 +147,8 @@ class _Translator:
         """
         messages = translations.load(self._config.language, subset).messages(text, previous)
         for sample in range(self._config.attempts):
-            reply = await self._model.complete(
-                ModelRequest(STAGE, messages, self._sampling, sample)
-            )
+            request = ModelRequest(STAGE, messages, self._sampling, sample)
+            reply = await self._model.complete(request)
             faults = (
                 [TranslationFault(reply.finish_reason, 'the reply is incomplete')]
                 if reply.finish_reason != 'stop'
@@ -159,6 +162,7 @@ class _Translator:
             )
             if not faults:
                 break
+            refusals[request] = _describe(faults, reply.text)
             counts.update(f'fault: {kind}' for kind in {fault.kind for fault in faults})
         return reply.text, faults
 
@@ -178,9 +182,12 @@ def _source(row: Row) -> Conversation:
     return source
 
 
-def _describe(fault: TranslationFault, translation: str) -> str:
-    """Return the kind and the details of a fault, for a language with its probability."""
-    detail = fault.detail
-    if fault.kind == 'language':
-        detail += f' ({describe_language(spans.split(translation).prose)})'
-    return f'{fault.kind}: {detail}'
+def _describe(faults: Sequence[TranslationFault], translation: str) -> str:
+    """Return the kinds and the details of faults, for a language with its probability."""
+    parts = []
+    for fault in faults:
+        detail = fault.detail
+        if fault.kind == 'language':
+            detail += f' ({describe_language(spans.split(translation).prose)})'
+        parts.append(f'{fault.kind}: {detail}')
+    return '; '.join(parts)

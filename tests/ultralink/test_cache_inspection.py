@@ -114,6 +114,6 @@ def test_a_cache_of_an_earlier_version_stays_valid(tmp_path):
 
 
 def test_a_file_that_is_missing_is_not_created(tmp_path):
-    with pytest.raises(UserError, match='There is no data file'):
+    with pytest.raises(UserError, match=r'There is no data file .*: give the --cache'):
         inspect(tmp_path / 'none.sqlite')
     assert not any(tmp_path.iterdir())

@@ -230,7 +230,11 @@ def test_settings_that_cannot_be(changes, message):
 
 @pytest.mark.parametrize(
     'change, message',
-    [({'language': 'de'}, ": Unknown language 'de'"), ({'text': None}, " has no 'text'.")],
+    [
+        ({'language': 'de'}, ": Unknown language 'de'"),
+        ({'language': None}, " has no 'language': run `documents` first"),
+        ({'text': None}, " has no 'text'."),
+    ],
 )
 def test_a_row_that_is_no_segment(tmp_path, change, message):
     row = {'id': 'a', 'language': 'en', 'title': 't', 'text': 'x'} | change

@@ -135,6 +135,36 @@ def test_an_endpoint_that_is_not_there(monkeypatch):
         complete(address, request())
 
 
+def test_retries_are_announced_once_without_tls(monkeypatch, capsys):
+    monkeypatch.setattr(endpoint, '_RETRIES', 2)
+    monkeypatch.setattr(endpoint.asyncio, 'sleep', lambda seconds, sleep=asyncio.sleep: sleep(0))
+    with serve_stub() as stub:
+        address = stub.address
+    errors = complete(address, request('a'), request('b'), each=True)
+    assert all(isinstance(error, OSError) and 'ssl' not in str(error) for error in errors)
+    announced = capsys.readouterr().err
+    assert announced.startswith(f'The endpoint {address}/ cannot be reached: ')
+    assert announced.endswith('; each request is retried up to 2 times.\n')
+    assert announced.count('\n') == 1
+
+
+def test_a_rejected_request_counts_as_failed():
+    async def main(address):
+        model = Endpoint('m', address, timeout_s=30.0, token_limit=0, tokens_used=0)
+        try:
+            with pytest.raises(UserError, match='status 404'):
+                await model.complete(request())
+        finally:
+            await model.close()
+        return model.meter
+
+    plan = FailurePlan(fixed_response=(404, 'text/plain', '404: Not Found'))
+    with serve_stub(plan) as stub:
+        meter = asyncio.run(main(stub.address))
+    assert meter.requests == sum(stub.attempt_counts.values()) == 1
+    assert meter.errors == {'rejected': 1}
+
+
 def test_an_endpoint_that_never_answers(monkeypatch):
     monkeypatch.setattr(endpoint, '_RETRIES', 0)
     plan = FailurePlan({'timeout': 1.0}, hang_s=0.5)

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 import subprocess
 import sys
 import time
@@ -11,13 +12,16 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.ultralink import estimate as estimating
 from malora_jax.ultralink import preview as previewing
+from malora_jax.ultralink.dialogues import DialoguesConfig
 from malora_jax.ultralink.estimate import Estimate
+from malora_jax.ultralink.llm.cache import CachedModel, open_cache
 from malora_jax.ultralink.selection import ALL_ITEMS, Selection
+from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.helpers.openai_stub import FailurePlan, serve_stub
+from tests.helpers.openai_stub import FailurePlan, serve_stub, texts
 from tests.helpers.paths import ROOT
 from tests.ultralink.billed_stages import BILLED_STAGES, MODEL, open_run
-from tests.ultralink.helpers import contents, write_rows
+from tests.ultralink.helpers import FakeModel, WordCounter, contents, write_rows
 
 ITEMS = 80
 PLAN = FailurePlan({'truncated': 0.05, 'wrong_language': 0.05, 'rate_limit': 0.05})
@@ -42,6 +46,19 @@ async def estimate(name, root, stub, selection=ALL_ITEMS, items=ITEMS):
 async def preview(name, root, stub, number=5):
     async with open_run(name, root, stub.address, ITEMS) as given:
         return await previewing.preview(STAGES[name], given, number)
+
+
+def whole_requests(item):
+    """Return the requests of an item in a preview, with the lines that only an earlier one has."""
+    whole = []
+    for part in item.split('\n--- request ')[1:]:
+        lines = part.partition('\n[reply: ')[0].split('\n')[1:]
+        repeated = re.fullmatch(r'\[as in request (\d+): (\d+) lines\]', lines[0])
+        if repeated:
+            number, length = map(int, repeated.groups())
+            lines[:1] = whole[number - 1].split('\n')[:length]
+        whole.append('\n'.join(lines))
+    return whole
 
 
 def billed(stub):
@@ -106,12 +123,50 @@ def test_a_preview_writes_nothing_and_is_paid_for_once(name, tmp_path):
             f'{tmp_path}/out.'
         )
         assert f'{requests} replies were in the cache, and 0 new ones' in again
-        # Every message of every request is shown.
+        # Every message of every request is shown; repeated lines, by the number of the request.
+        whole = [text for item in first.split('===== item ')[1:] for text in whole_requests(item)]
         for body in stub.requests.values():
-            assert all(message['content'] in first for message in body['messages'])
+            assert any(
+                all(message['content'] in text for message in body['messages']) for text in whole
+            )
         # The items are the first ones of a sample.
         asyncio.run(run(name, tmp_path, stub, Selection(sample=5)))
         assert billed(stub)[0] == requests
+
+
+def test_a_preview_shows_a_document_once_and_why_replies_were_refused(tmp_path):
+    said = texts()['en']
+    row = {'id': 'a', 'language': 'en', 'title': 't', 'text': f'{said["answers"][0]} The end.'}
+    source = write_rows(tmp_path / 'in.jsonl', [row])
+    answers = ['Why?', said['questions'][0], *said['answers'][:1], 'Why?', 'What?']
+
+    async def main():
+        model = FakeModel(lambda request: answers[len(model.requests) - 1])
+        with open_cache(tmp_path / 'answers.sqlite') as cache:
+            given = StageRun(
+                DialoguesConfig(attempts=2),
+                [source],
+                tmp_path / 'out',
+                model=CachedModel(model, cache),
+                token_counter=WordCounter(),
+            )
+            return await previewing.preview(STAGES['dialogues'], given, 1), model.requests
+
+    text, requests = asyncio.run(main())
+    assert text.count('The end.') == 1
+    assert [
+        [message.content for message in request.messages if message.content not in whole]
+        for request, whole in zip(requests, whole_requests(text), strict=True)
+    ] == [[]] * 5
+    lines = text.splitlines()
+    replies = [line for line in lines if line.startswith('[reply: ')]
+    assert replies == [
+        '[reply: new, now in the cache; stop; refused: length (4 characters)]',
+        *['[reply: new, now in the cache; stop]'] * 2,
+        '[reply: new, now in the cache; stop; refused: length (4 characters)]',
+        '[reply: new, now in the cache; stop; refused: length (5 characters)]',
+    ]
+    assert '--- kept (1 turn; ended: question: length (5 characters))' in lines
 
 
 @pytest.mark.parametrize('name', BILLED_STAGES)

@@ -24,6 +24,33 @@ def stage_output(path, stage, rows, rejects=(), language=None, complete=True):
     return path
 
 
+def test_a_dropped_item_has_its_attempts_and_the_command_for_its_requests(tmp_path):
+    refusals = ['length (4 characters)', 'language (de, not fr)', 'truncated']
+    row = {**reject("fr-l'1-0", 'question: truncated', attempts=3), 'refusals': refusals}
+    kept = {'id': 'fr-2-0', 'language': 'fr', 'document': 'D', 'data': ['Q', 'A']}
+    stage_output(tmp_path / 'fr' / 'dialogues', 'dialogues', [kept], [row])
+    assert 'cache' not in explain("fr-l'1-0", [tmp_path])
+    (tmp_path / 'fr' / 'answers.sqlite').touch()
+    command = f'python -m experiments.ultralink cache --cache={tmp_path}/fr/answers.sqlite'
+    assert explain("fr-l'1-0", [tmp_path]).splitlines()[1:] == [
+        '  rejected: question: truncated, after 3 attempts; input in.jsonl:3',
+        *(f'    attempt {number}: {text}' for number, text in enumerate(refusals, 1)),
+        f"""  prompts and replies: {command} '--item=fr-l'"'"'1-0'""",
+    ]
+    lines = explain('fr-2-0', [tmp_path]).splitlines()
+    assert lines[-1] == f'  prompts and replies: {command} --item=fr-2-0'
+
+
+def test_a_document_may_be_given_with_its_language(data):
+    for identifier, language in (('fr-12', 'fr'), ('ru-канал', 'ru')):
+        found = sections(explain(identifier, [data / language]))
+        kept = [f'kept as {identifier}-{number} (' for number in range(2)]
+        lines = found[f'documents ({data}/{language}/documents)']
+        assert [line.partition('rows')[0] for line in lines] == kept
+    assert f'dialogues ({data}/ru/dialogues)' in found
+    assert 'rejected: short (7 tokens' in explain('fr-9', [data / 'fr'])
+
+
 def reject(identifier, reason, detail='', text='', attempts=0):
     return {
         'id': identifier,

@@ -39,6 +39,10 @@ def test_without_a_file_no_price_is_known():
         ('[m]\nprompt = "1"\ncompletion = 1', r"m\.prompt is '1'; it must be a finite number"),
         ('[m]\nprompt = 1\ncompletion = 1\nbatch = 1', 'batch'),
         ('m = 1', 'm is 1'),
+        (
+            'm = 0.5',
+            r'm is 0\.5; it must be a TOML table, such as m = \{prompt = 0\.15, completion',
+        ),
         ('[m', 'not a valid TOML file'),
     ],
 )

@@ -335,7 +335,10 @@ def test_limits_per_minute_hold_in_each_window(monkeypatch, limit):
 
 def test_a_price_limit_needs_the_prices_of_the_model(tmp_path, prices):
     prices.write_text(PRICES.replace('[m]', '[other]'))
-    with serve_stub() as stub, pytest.raises(UserError, match="has no prices of 'm'"):
+    with (
+        serve_stub() as stub,
+        pytest.raises(UserError, match="has no prices of 'm', only of 'other'"),
+    ):
         dialogues(tmp_path, stub, prices=prices, price_limit=1.0)
 
 

@@ -124,6 +124,44 @@ def test_dialogues(tmp_path):
     }
 
 
+def test_refusals_of_all_attempts(tmp_path):
+    segment = {'id': 'a', 'language': 'en', 'title': 'a', 'text': texts()['en']['answers'][0]}
+    replies = [
+        Reply('Why?', 'stop', 1),
+        Reply('According to the text, why was the canal dug?', 'stop', 1),
+        Reply('Why was the', 'length', 1),
+    ]
+    found = run(
+        'dialogues',
+        DialoguesConfig(attempts=3),
+        [segment, {**segment, 'id': 'b', 'text': ' '}],
+        tmp_path,
+        lambda request: replies[request.sample_index],
+    )
+    assert found['a']['reason'] == 'question: truncated'
+    assert found['a']['refusals'] == [
+        'length (4 characters)',
+        "speaks of the text ('According to the text')",
+        'truncated',
+    ]
+    assert found['b']['refusals'] == []
+
+
+def test_refusals_are_those_of_the_request_that_failed(tmp_path):
+    said = {'Good.': ('', 'Bien.'), 'I have 3 cups.': ("J'ai 4 tasses.", "J'ai 5 tasses.")}
+
+    def answer(request):
+        text = said[request.messages[-1].content][request.sample_index]
+        return Reply(text, 'stop' if text else 'malformed', 1)
+
+    rows = [conversation('a', 'Good.', 'I have 3 cups.')]
+    found = run('translate', TranslateConfig('fr', attempts=2), rows, tmp_path, answer)
+    assert found['a']['refusals'] == [
+        'numbers: missing: 3; numbers: added: 4',
+        'numbers: missing: 3; numbers: added: 5',
+    ]
+
+
 def test_translate(tmp_path):
     replies = {
         'I have 3 cups.': "J'ai 4 tasses.",
@@ -179,6 +217,7 @@ def test_criteria(tmp_path):
         'order': ('not in turn', 'speakers: gpt, human', 0),
     }
     assert found['unscored']['text'] == 'No.'
+    assert found['unscored']['refusals'] == ['no scores (finish reason stop)'] * 2
     assert found['met']['text'].startswith('<user>\nThe canal')
 
 
@@ -209,6 +248,7 @@ def test_judge(tmp_path):
     row = found['1']
     assert (row['reason'], row['detail']) == ('no verdict', 'baseline answer in first place')
     assert (row['text'], row['attempts']) == ('Cannot say.', 3)
+    assert row['refusals'] == ['no verdict (finish reason stop)'] * 3
 
 
 def test_import(tmp_path):
@@ -304,6 +344,19 @@ def test_a_file_that_a_run_with_other_settings_left_is_removed(tmp_path):
     (tmp_path / 'out' / 'rejects-00000.jsonl').write_text('{}\n')
     asyncio.run(stage.run('some', keep, [source], tmp_path / 'out', settings={}))
     assert sorted(contents(tmp_path / 'out')) == ['manifest.json', 'rows-00000.jsonl']
+
+
+def test_the_summary_has_the_ids_of_the_first_dropped_items(tmp_path):
+    source = write_rows(tmp_path / 'in.jsonl', [{'id': i} for i in range(12)])
+    made = asyncio.run(
+        stage.run('some', third, [source], tmp_path / 'out', settings={}, shard_items=5)
+    )
+    lines = stage.format_counts(made, tmp_path / 'out').splitlines()
+    assert lines[1:] == [
+        '  dropped, r0: 2 (the first: in.jsonl:1, id 0)',
+        '  dropped, r1: 4 (the first: in.jsonl:2, id 1)',
+        '  dropped, r2: 4 (the first: in.jsonl:3, id 2)',
+    ]
 
 
 def test_rejects_that_disagree_with_the_manifest(tmp_path):

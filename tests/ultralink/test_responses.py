@@ -103,6 +103,14 @@ def test_the_reason_of_an_error_is_found(content, reason):
     assert str(error.value) == f'E answers with status 422: {reason}'
 
 
+def test_an_address_without_v1_is_named():
+    expected = r'^E answers with status 404: Not Found: --base_url .* usually ends in /v1\.$'
+    with pytest.raises(UserError, match=expected):
+        responses.read_error('E', 404, '404: Not Found', 'KEY')
+    with pytest.raises(UserError, match=r'status 404: No such model\.$'):
+        responses.read_error('http://h/v1/', 404, {'error': 'No such model.'}, 'KEY')
+
+
 def test_a_failure_that_may_be_gone_waits_as_the_server_asks():
     with pytest.raises(TransientError) as error:
         responses.read_error('E', 503, '', 'KEY', 7.0)

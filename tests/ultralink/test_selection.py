@@ -179,6 +179,24 @@ def test_another_selection_is_refused(tmp_path, first, second, message):
     assert contents(tmp_path / 'out') == before
 
 
+@pytest.mark.parametrize(
+    'first, second, advice',
+    [
+        (Selection(sample=20), Selection(limit=30), 'to extend it, use a larger --sample; other'),
+        (
+            Selection(limit=9),
+            Selection(limit=8),
+            'use a larger --limit without --sample; otherwise',
+        ),
+        (Selection(), Selection(limit=30), 'not --limit=30: choose another --output'),
+    ],
+)
+def test_the_advice_keeps_the_kind_of_selection(tmp_path, first, second, advice):
+    run(tmp_path, 'out', first)
+    with pytest.raises(UserError, match=advice):
+        run(tmp_path, 'out', second)
+
+
 def test_a_manifest_of_an_earlier_version_has_all_items(tmp_path):
     run(tmp_path, 'out', Selection())
     path = tmp_path / 'out' / 'manifest.json'

@@ -123,8 +123,9 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
 
     async def process(row: Row) -> ItemOutcome:
         identifier, question, answer, baseline_answer = read_answers(row)
-        first_points, first_reply = await compare(question, answer, baseline_answer)
-        second_points, second_reply = await compare(question, baseline_answer, answer)
+        refusals: dict[ModelRequest, str] = {}
+        first_points, first_reply = await compare(question, answer, baseline_answer, refusals)
+        second_points, second_reply = await compare(question, baseline_answer, answer, refusals)
         if first_points is None or second_points is None:
             first_failed = first_points is None
             return ItemOutcome(
@@ -132,6 +133,7 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
                 detail=f'{"judged" if first_failed else "baseline"} answer in first place',
                 text=first_reply if first_failed else second_reply,
                 attempts=run.config.attempts,
+                refusals=refusals,
             )
         answer_points = (first_points, -second_points)
         score = 0.5 + 0.5 * np.sign(sum(answer_points))
@@ -141,6 +143,7 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
             [verdict_row],
             '',
             {'verdict depends on the order': int(answer_points[0] == -answer_points[1] != 0)},
+            refusals=refusals,
         )
 
     fingerprints = {'baseline': shards.digest([baseline]), 'prompt': _SYSTEM + _USER}
@@ -158,10 +161,13 @@ class _PairwiseJudge:
         self._sampling = ChatSampling(config.max_tokens, config.temperature, seed=run.seed)
         self._system = _SYSTEM.format(language=get_language(config.language).name)
 
-    async def __call__(self, question: str, first: str, second: str) -> tuple[int | None, str]:
+    async def __call__(
+        self, question: str, first: str, second: str, refusals: dict[ModelRequest, str]
+    ) -> tuple[int | None, str]:
         """Return the points of the verdict, as in `parse_verdict`, and the judge's last reply.
 
-        The points are None if no attempt gives a verdict.
+        The points are None if no attempt gives a verdict. Replies without a verdict are added to
+        `refusals`.
         """
         messages = self.messages(question, first, second)
         for sample in range(self._config.attempts):
@@ -170,6 +176,7 @@ class _PairwiseJudge:
             points = parse_verdict(reply)
             if points is not None:
                 break
+            refusals[request] = f'no verdict (finish reason {reply.finish_reason})'
         return points, reply.text
 
     def messages(self, question: str, first: str, second: str) -> tuple[ChatMessage, ...]:
@@ -198,7 +205,7 @@ def summary(run: StageRun[JudgeConfig], manifest: StageManifest) -> str:
     scores = [row.fields['score'] for row in shards.read([run.output])]
     result = win_rate(scores, seed=run.seed)
     return (
-        f'{format_counts(manifest)}\n'
+        f'{format_counts(manifest, run.output)}\n'
         f'Win rate {result.rate:.1%}, 95% interval {result.low:.1%} to {result.high:.1%}: '
         f'{result.wins} wins, {result.ties} ties, {result.losses} losses'
     )

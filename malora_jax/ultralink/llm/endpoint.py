@@ -5,6 +5,7 @@ import dataclasses
 import email.utils
 import json
 import os
+import sys
 import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from malora_jax.ultralink.optional_imports import import_extra
 # Number of repetitions of a request that fails, and of one whose response cannot be read.
 _RETRIES = 8
 _UNREADABLE_RETRIES = 4
+_NOT_REACHED = 'not reached'  # Kind of a failure without a response.
 # A longer Retry-After is not waited for.
 _MAX_RETRY_AFTER_S = 3600.0
 # Number of requests in a row without a readable response, after which no further one is sent.
@@ -95,7 +97,11 @@ class Endpoint:
         if settings.price_limit:
             for model in (name, *(usage_before or {})):
                 if model not in self._prices:
-                    raise UserError(f'--price_limit: {settings.prices} has no prices of {model!r}.')
+                    known = ', '.join(map(repr, self._prices.models)) or 'no model'
+                    raise UserError(
+                        f'--price_limit: {settings.prices} has no prices of {model!r}, only of '
+                        f'{known}.'
+                    )
         costs = (each.cost(model, self._prices) for model, each in (usage_before or {}).items())
         self._budget = Budget(
             Amount(token_limit, settings.price_limit),
@@ -171,8 +177,16 @@ class Endpoint:
                 self.meter.errors[error.kind] += 1
                 if attempt == _RETRIES:
                     raise
+                self._say_that_it_retries(error)
                 await asyncio.sleep(error.wait_s(attempt))
         raise AssertionError
+
+    def _say_that_it_retries(self, error: TransientError) -> None:
+        """Say once that requests are retried, because the wait is long if the address is wrong."""
+        if error.kind == _NOT_REACHED and self.meter.errors[_NOT_REACHED] == 1:
+            reason = str(error).rstrip('.')
+            retries = f'each request is retried up to {_RETRIES} times.'
+            print(f'{reason}; {retries}', file=sys.stderr, flush=True)
 
     async def _attempt(self, request: ModelRequest, max_tokens: int) -> Reply:
         """Send a request once, as soon as the limits per minute allow it.
@@ -190,6 +204,9 @@ class Endpoint:
             raise  # Its tokens are unknown, so the upper bound stays.
         except TransientError:
             self._tokens_per_minute.correct(counted, 0)
+            raise
+        except (UserError, OSError):
+            self.meter.errors['rejected'] += 1
             raise
         self._tokens_per_minute.correct(counted, reply.tokens or max_tokens)
         return reply
@@ -226,8 +243,10 @@ class Endpoint:
                 raise self._unreadable() from error
             # The library reports a timeout even if the connection is refused; the cause is exact.
             cause = responses.one_line(error.__cause__ or '') or responses.one_line(error)
+            # aiohttp names the default settings of TLS, even for an address without TLS.
+            cause = cause.replace(' ssl:default', '')
             message = f'{self._description} cannot be reached: {cause}'
-            raise TransientError('not reached', message) from error
+            raise TransientError(_NOT_REACHED, message) from error
 
     async def _post(self, body: dict[str, Any]) -> Any:
         """Send a request, and return the JSON value of the response, or the reply 'refused'."""

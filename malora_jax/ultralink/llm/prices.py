@@ -52,6 +52,11 @@ class Prices:
         """Return whether the prices of a model are known."""
         return model in self._by_model
 
+    @property
+    def models(self) -> list[str]:
+        """Names of the models whose prices are known."""
+        return list(self._by_model)
+
     def cost(
         self, model: str, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0
     ) -> float | None:
@@ -85,6 +90,12 @@ def load_prices(path: pathlib.Path | None) -> Prices:
         content = tomllib.loads(path.read_text('utf-8'))
     except ValueError as error:  # Not UTF-8, or not TOML.
         raise UserError(f'--prices={path} is not a valid TOML file: {error}.') from error
+    for model, fields in content.items():
+        if not isinstance(fields, dict):
+            raise UserError(
+                f'{path}: {model} is {fields!r}; it must be a TOML table, such as '
+                f'{model} = {{prompt = 0.15, completion = 0.60}}.'
+            )
     files.check_content(dict[str, TokenPrices], content, str(path))
     prices = {model: TokenPrices(**fields) for model, fields in content.items()}
     for model, model_prices in prices.items():

@@ -88,11 +88,15 @@ def read_error(
     codes = _codes(body)
     if codes.intersection(_REFUSALS):
         return Reply('', 'refused', 0)
-    message = f'{endpoint} answers with status {status}: {error_text(body)}'
+    # Some servers repeat the status in the text.
+    reason = error_text(body).removeprefix(f'{status}: ')
+    message = f'{endpoint} answers with status {status}: {reason}'
     if codes.intersection(_QUOTA_CODES) or str(status) in _QUOTA_CODES:
         raise OSError(f'{message} (the account has no quota left, so nothing is repeated)')
     if status in _TRANSIENT or status >= 500:
         raise TransientError(f'status {status}', message, wait_s)
+    if status == 404 and '/v1' not in endpoint:
+        raise UserError(f'{message}: --base_url must be an address that usually ends in /v1.')
     named = [name for name in PARAMETERS if name in message]
     remedy = ' --preset and --parameter-names rename or omit parameters.' if named else ''
     raise UserError(message + remedy)
