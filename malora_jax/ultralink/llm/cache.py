@@ -21,6 +21,7 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink.llm import cached_requests
 from malora_jax.ultralink.llm.cached_requests import CachedRequest
 from malora_jax.ultralink.llm.chat import ChatModel, ModelRequest, Reply
+from malora_jax.ultralink.llm.limits import Amount, Budget
 from malora_jax.ultralink.llm.usage import TokenUsage, UsageMeter
 
 # Seconds to wait while another process locks the file.
@@ -230,6 +231,7 @@ class CachedModel:
         cache: ReplyCache,
         endpoint: str = '',
         meter: UsageMeter | None = None,
+        budget: Budget | None = None,
     ):
         """Combine a model and a cache.
 
@@ -238,12 +240,14 @@ class CachedModel:
             cache: Cache of replies.
             endpoint: Address of the endpoint; '' for a model in this process.
             meter: Counts of the model's requests; None for a model that costs nothing.
+            budget: Limits of the model; None for a model without limits.
         """
         self.name = model.name
         self._model = model
         self._cache = cache
         self._endpoint = endpoint
         self._meter = meter
+        self._budget = budget
         self._pending: dict[bytes, asyncio.Task[Reply]] = {}
 
     async def complete(self, request: ModelRequest) -> Reply:
@@ -274,16 +278,32 @@ class CachedModel:
         """Return the cost of tokens in US dollars, or None if the prices are unknown."""
         return self._meter.cost(usage) if self._meter else 0.0
 
+    def limit_warning(self, usage: TokenUsage) -> str:
+        """Return a sentence if further tokens probably exceed a limit; '' otherwise."""
+        expected = Amount(usage.total, self.cost(usage) or 0.0)
+        return self._budget.warning(expected) if self._budget else ''
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the cache has no replies."""
+        return not self._cache.usage_by_model()
+
     @property
     def progress_facts(self) -> list[str]:
         """Short texts for the progress: tokens, errors and cost of the requests so far."""
         return self._meter.facts if self._meter else []
 
     def report(self) -> str:
-        """Return the counts of the requests of this run as text; '' if there were none."""
-        if not self._meter or not self._meter.requests:
-            return ''
-        return self._meter.report(self._cache.usage_by_model())
+        """Return the counts of this run and of all runs as text; '' if there were no requests."""
+        total = self._cache.usage_by_model()
+        return self._meter.report(total) if self._meter and (self._meter.requests or total) else ''
+
+    def report_run(self) -> str:
+        """Return the counts of this run as text; '' if there were no requests.
+
+        Unlike `report`, it does not read the cache, so any thread may call it.
+        """
+        return self._meter.report({}) if self._meter and self._meter.requests else ''
 
     def _key(self, request: ModelRequest) -> bytes:
         return reply_key(self._endpoint, self.name, request.digest)

@@ -38,6 +38,7 @@ class Endpoint:
     Attributes:
         name: Name of the model, with all changes of the request format.
         meter: Counts of the requests of this run.
+        budget: Limits on tokens and price, and the amounts used so far.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Endpoint:
                 if model not in self._prices:
                     raise UserError(f'--price_limit: {settings.prices} has no prices of {model!r}.')
         costs = (each.cost(model, self._prices) for model, each in (usage_before or {}).items())
-        self._budget = Budget(
+        self.budget = Budget(
             Amount(token_limit, settings.price_limit),
             Amount(tokens_used, sum(cost or 0.0 for cost in costs)),
         )
@@ -133,7 +134,7 @@ class Endpoint:
             )
         bound = self._amount(_max_usage(request))
         for unreadable in range(_UNREADABLE_RETRIES + 1):
-            async with self._budget.reserve(bound) as reservation:
+            async with self.budget.reserve(bound) as reservation:
                 self._first_replies.check()
                 try:
                     reply = await self._request_reply(request, bound.tokens)

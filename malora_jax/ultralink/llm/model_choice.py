@@ -94,7 +94,9 @@ async def open_model(choice: ModelChoice) -> AsyncIterator[CachedModel]:
             cached_model = CachedModel(model, reply_cache)
         else:
             model = endpoint = _endpoint(choice, reply_cache)
-            cached_model = CachedModel(endpoint, reply_cache, endpoint.address, endpoint.meter)
+            cached_model = CachedModel(
+                endpoint, reply_cache, endpoint.address, endpoint.meter, endpoint.budget
+            )
         try:
             if isinstance(model, BatchEndpoint):
                 await model.resume()
