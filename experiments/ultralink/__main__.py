@@ -90,7 +90,9 @@ async def _run_with_model(
     if command_flags.preview_items or command_flags.only_estimates:
         # Neither waits for batches, which take hours.
         endpoint = dataclasses.replace(choice.endpoint, batch=False)
-        choice = dataclasses.replace(choice, endpoint=endpoint)
+        choice = dataclasses.replace(
+            choice, endpoint=endpoint, sends_requests=not command_flags.only_estimates
+        )
     async with open_model(choice) as model:
         run = dataclasses.replace(run, model=model, progress_facts=lambda: model.progress_facts)
         if command_flags.preview_items:

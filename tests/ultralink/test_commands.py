@@ -74,6 +74,8 @@ def test_estimate_preview_and_a_growing_sample(tmp_path):
             f'--base-url={stub.address}',
         ]
         estimated = run(*command, '--sample=10', '--estimate')
+        without_key = run(*command, '--sample=10', '--estimate', OPENAI_API_KEY='')
+        assert without_key.stdout == estimated.stdout
         assert not stub.requests and not (tmp_path / 'fr').exists()
         shown = run(*command, '--sample=10', '--preview=1')
         paid = sum(stub.answer_counts.values())

@@ -51,6 +51,7 @@ class Endpoint:
         tokens_used: int,
         settings: EndpointSettings | None = None,
         usage_before: Mapping[str, TokenUsage] | None = None,
+        needs_key: bool = True,
     ):
         """Create the HTTP client, without sending a request.
 
@@ -63,6 +64,7 @@ class Endpoint:
             tokens_used: Number of tokens used before, which count towards the limit.
             settings: Format of requests, limits and prices; None = the defaults.
             usage_before: Tokens used before, by model, whose cost counts towards the price limit.
+            needs_key: Whether the API key must be set; False if no request will be sent.
 
         Raises:
             UserError: The extra `ultralink` is not installed, the API key is not set, or the prices
@@ -72,8 +74,8 @@ class Endpoint:
         self._openai = import_extra('openai')
         settings = settings or EndpointSettings()
         self._key_variable = settings.api_key_variable
-        key = os.environ.get(self._key_variable)
-        if not key:
+        key = os.environ.get(self._key_variable, '')
+        if needs_key and not key:
             raise UserError(
                 f'The environment variable {self._key_variable} is not set; if the server needs no '
                 'key, set it to any value.'
@@ -82,7 +84,7 @@ class Endpoint:
         self._format = settings.request_format
         self.name = self._format.identify(name)
         self._client = self._openai.AsyncOpenAI(
-            api_key=key,
+            api_key=key or 'none',  # The library refuses an empty key.
             base_url=base_url,
             # Each attempt must wait for the limits per minute, so the library repeats none.
             max_retries=0,
