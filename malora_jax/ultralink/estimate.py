@@ -20,11 +20,12 @@ from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm.cache import CachedModel
+from malora_jax.ultralink.llm.cached_requests import current_item
 from malora_jax.ultralink.llm.chat import ModelRequest, Reply
 from malora_jax.ultralink.llm.usage import TokenUsage
 from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.selection import ALL_ITEMS, smallest_hashes
-from malora_jax.ultralink.stage import PreparedStage, StageRun
+from malora_jax.ultralink.stage import PreparedStage, StageRun, item_name
 from malora_jax.ultralink.stages import Stage
 
 # Number of items from which the expected usage of all others is computed.
@@ -51,7 +52,8 @@ class Estimate:
             of requests and replies.
         cost: Estimated cost in US dollars; None if the prices of the model are unknown.
         basis: Clause that says how the numbers were obtained.
-        warning: Sentence about a limit that the run probably reaches; '' for none.
+        warning: Sentences about a limit that the run probably reaches, and about replies that it
+            cannot use; '' for none.
     """
 
     stage: str
@@ -98,13 +100,14 @@ async def estimate(stage: Stage, run: StageRun[Any]) -> Estimate:
     remaining = iter(() if start.complete else stage.items(run))
     num_finished = start.total.items
     finished = collections.deque(itertools.islice(remaining, num_finished), _FINISHED_ITEMS)
-    usages, _ = await estimator.measure(finished)
     cached_usages, uncached = await estimator.measure(itertools.islice(remaining, _NEXT_ITEMS))
     drawn, num_items = _draw(itertools.chain(uncached, remaining), run.seed)
     # The first ones of the drawn items are those of a preview.
     previewed_usages, _ = await estimator.measure(drawn)
     cached_usages += previewed_usages
     num_items -= len(previewed_usages)
+    similar_replies = estimator.similar_replies  # Only those of the items that are left.
+    usages, _ = await estimator.measure(finished)
     measured = _with_requests(usages + cached_usages)
     if num_items and len(measured) < _FEW_ITEMS:
         with contextlib.suppress(UserError):  # A broken row that the run does not read.
@@ -125,7 +128,7 @@ async def estimate(stage: Stage, run: StageRun[Any]) -> Estimate:
         usage.completion,
         estimator.model.cost(usage),
         estimator.basis(len(measured)),
-        estimator.model.limit_warning(usage),
+        '\n'.join(filter(None, [estimator.model.limit_warning(usage), similar_replies])),
     )
 
 
@@ -202,6 +205,7 @@ class _UsageEstimator:
             if row.location in self._measured:
                 continue
             self._measured.add(row.location)
+            current_item.set(item_name(row))
             self._replies.given.clear()
             try:
                 await self.prepared.process(row)
@@ -210,6 +214,18 @@ class _UsageEstimator:
             else:
                 usages.append(_MeasuredUsage(self._actual(), self.expected(row)))
         return usages, others
+
+    @property
+    def similar_replies(self) -> str:
+        """Sentence about replies to the same messages that cannot be used; '' for none."""
+        number = self._replies.items_with_similar_replies
+        if not number:
+            return ''
+        items = f'{number:,} items' if number > 1 else 'one item'
+        return (
+            f'The cache has replies to the same messages for {items}, but from another --base-url '
+            'or with other sampling settings, so the run pays for them again.'
+        )
 
     def basis(self, num_measured: int) -> str:
         """Return the clause that says how an estimate was obtained.
@@ -243,16 +259,20 @@ class _CachedReplies:
 
     Attributes:
         given: Replies since the list was last cleared.
+        items_with_similar_replies: Number of items whose first missing reply is in the cache for
+            another endpoint, or for other sampling settings.
     """
 
     def __init__(self, model: CachedModel):
         self.name = model.name
         self.given: list[Reply] = []
+        self.items_with_similar_replies = 0
         self._model = model
 
     async def complete(self, request: ModelRequest) -> Reply:
         reply = self._model.find(request)
         if reply is None:
+            self.items_with_similar_replies += self._model.has_similar_reply(request)
             raise _NotCachedError
         self.given.append(reply)
         return reply

@@ -278,3 +278,22 @@ def test_a_limit_that_the_run_probably_reaches_is_named_at_its_start(limit, tmp_
     assert message.startswith(f'The run will probably stop at --{limit.replace("_", "-")}=')
     amount = f'{used:,} tokens are' if limit == 'token_limit' else f'${used:.4f} is'
     assert message.endswith(f'; {amount} used already.')
+
+
+def test_replies_from_another_address_are_named(tmp_path):
+    with serve('translate') as stub:
+        asyncio.run(preview('translate', tmp_path, stub, 7))
+        assert asyncio.run(estimate('translate', tmp_path, stub)).warning == ''
+        paid = billed(stub)
+        stub.address = stub.address.replace('127.0.0.1', 'localhost')
+        moved = asyncio.run(estimate('translate', tmp_path, stub))
+        assert billed(stub) == paid
+        asyncio.run(run('translate', tmp_path, stub))
+        address = stub.address.replace('localhost', '127.0.0.1')
+        stub.address = address
+        assert asyncio.run(estimate('translate', tmp_path, stub)).warning == ''
+    assert moved.cached_items == 0
+    assert moved.warning == (
+        'The cache has replies to the same messages for 7 items, but from another --base-url or '
+        'with other sampling settings, so the run pays for them again.'
+    )

@@ -100,6 +100,12 @@ class ReplyCache:
         """Store the request of a reply, from which the command `cache` shows its prompt."""
         cached_requests.store(self._connect(), key, model, request)
 
+    def has_messages(self, model: str, request: ModelRequest) -> bool:
+        """Return whether a similar request is stored; see `cached_requests.has_messages`."""
+        return bool(self._connection) and cached_requests.has_messages(
+            self._connect(), model, request
+        )
+
     def read_requests(self, item: str = '', last: int = 0) -> list[CachedRequest]:
         """Return stored requests and their replies, oldest first; see `cached_requests.read`."""
         return cached_requests.read(self._connect(), item, last)
@@ -273,6 +279,13 @@ class CachedModel:
         return self._cache.get(self._key(request)) or (
             self._cache.get(reply_key('', self.name, request.digest)) if self._endpoint else None
         )
+
+    def has_similar_reply(self, request: ModelRequest) -> bool:
+        """Return whether the cache has a reply to the same messages of the current item.
+
+        It may be from another endpoint, or to a request with other sampling settings.
+        """
+        return self._cache.has_messages(self.name, request)
 
     def cost(self, usage: TokenUsage) -> float | None:
         """Return the cost of tokens in US dollars, or None if the prices are unknown."""
