@@ -180,6 +180,20 @@ def register_cleanup(cleanup: Callable[[], None]) -> None:
     _state.cleanups.append(cleanup)
 
 
+def say(message: str, descriptor: int) -> None:
+    """Print a line, also from another thread, as a cleanup may have to.
+
+    Args:
+        message: Line to print.
+        descriptor: File descriptor, 1 or 2.
+    """
+    # Do not use print, because the main thread may hold the lock of the stream.
+    with contextlib.suppress(OSError):
+        if select.select([], [descriptor], [], _WRITE_TIMEOUT_S)[1]:
+            # Arguments of a command may contain bytes that are not UTF-8.
+            os.write(descriptor, f'{message}\n'.encode(errors='backslashreplace'))
+
+
 def exit_process(status: int, message: str = '') -> NoReturn:
     """Run the cleanups and end the process; later signals do not change its exit status.
 
@@ -192,7 +206,7 @@ def exit_process(status: int, message: str = '') -> NoReturn:
         with contextlib.suppress(OSError):
             cleanup()
     if message:
-        _say(message, 2 if status else 1)
+        say(message, 2 if status else 1)
     os._exit(status)
 
 
@@ -226,7 +240,7 @@ def _handle_signal(number: int) -> None:
             return
         if _state.is_command:
             exit_by_signal(number)
-        _say(SAVED_MESSAGE, 1)
+        say(SAVED_MESSAGE, 1)
         raise Preempted
 
 
@@ -249,7 +263,7 @@ def _listen(signals: int, *parent: int) -> None:
                     _handle_signal(number)
         else:
             sources = [signals]
-            _say('The process that started this one has ended.', 1)
+            say('The process that started this one has ended.', 1)
             _handle_signal(signal.SIGTERM)
 
 
@@ -263,11 +277,3 @@ def _uninstall() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is _handled_by_listener:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _say(message: str, descriptor: int) -> None:
-    # Do not use print, because the main thread may hold the lock of the stream.
-    with contextlib.suppress(OSError):
-        if select.select([], [descriptor], [], _WRITE_TIMEOUT_S)[1]:
-            # Arguments of a command may contain bytes that are not UTF-8.
-            os.write(descriptor, f'{message}\n'.encode(errors='backslashreplace'))

@@ -13,16 +13,19 @@ Examples:
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 
 from absl import flags
 
 from experiments import cli
 from experiments.ultralink import stage_flags
-from malora_jax import commands
+from malora_jax import commands, shutdown
 from malora_jax.errors import UserError, unknown_name
 from malora_jax.ultralink.estimate import estimate
+from malora_jax.ultralink.llm.cache import CachedModel
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.pipeline import GROUPS
 from malora_jax.ultralink.preview import preview
@@ -87,21 +90,42 @@ async def _run_with_model(
     if command_flags.preview_items or command_flags.only_estimates:
         # Neither waits for batches, which take hours.
         endpoint = dataclasses.replace(choice.endpoint, batch=False)
-        choice = dataclasses.replace(choice, endpoint=endpoint)
+        choice = dataclasses.replace(
+            choice, endpoint=endpoint, sends_requests=not command_flags.only_estimates
+        )
     async with open_model(choice) as model:
         run = dataclasses.replace(run, model=model, progress_facts=lambda: model.progress_facts)
-        try:
-            if command_flags.preview_items:
+        if command_flags.preview_items:
+            with _reported_usage(model):
                 return await preview(stage, run, command_flags.preview_items)
-            expected = await estimate(stage, run)
-            if command_flags.only_estimates:
-                return str(expected)
-            print(expected, file=sys.stderr, flush=True)
+        expected = await estimate(stage, run)
+        if command_flags.only_estimates:
+            return str(expected)
+        print(expected, file=sys.stderr, flush=True)
+        with _reported_usage(model):
             return stage.summary(run, await stage.run(run))
-        finally:
-            # Counts of this run are not a part of the output, which a repeated command prints too.
-            if counts := model.report():
-                print(counts, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _reported_usage(model: CachedModel) -> Iterator[None]:
+    """Print the counts of requests to stderr after the block, or if a signal ends the process.
+
+    They are not a part of the output, because a repeated command has the same output.
+    """
+    has_ended = False
+
+    def report_interrupted() -> None:
+        if not has_ended and (counts := model.report_run()):
+            start = '\n' if sys.stderr.isatty() else ''  # After the progress bar.
+            shutdown.say(start + counts, 2)
+
+    shutdown.register_cleanup(report_interrupted)
+    try:
+        yield
+    finally:
+        has_ended = True
+        if counts := model.report():
+            print(counts, file=sys.stderr)
 
 
 def _with_underscores(word: str) -> str:

@@ -21,8 +21,9 @@ from malora_jax.ultralink.stages import Command
 from malora_jax.ultralink.text.tokens import load_token_counter
 
 _TOKENIZER = (
-    'Tokenizer that counts tokens: name of a model preset such as llama2-13b, or path of a GGUF '
-    'file or of a directory with tokenizer.json.'
+    'Tokenizer that counts tokens: name of a model preset such as llama2-13b, or smollm2-135m, '
+    'which `make setup` installs, so it needs no network; or path of a GGUF file or of a directory '
+    'with tokenizer.json.'
 )
 _LLM = (
     'Language model to query: name of a model at the endpoint; or, to decode in this process, '
@@ -142,9 +143,14 @@ class StageFlags:
 
         Raises:
             UserError: A value is not allowed, a path is empty or cannot be used, or the tokenizer
-                cannot be loaded.
+                cannot be loaded; or both --preview and --estimate are given.
         """
         stage = self._stage
+        if 'model' in stage.needs and self.preview_items and self.only_estimates:
+            raise UserError(
+                '--preview and --estimate are separate commands: first preview some items, then '
+                'repeat the command with --estimate.'
+            )
         output = self._output() if stage.output else pathlib.Path()
         choice = self._model_choice(output) if 'model' in stage.needs else None
         config = self._settings(stage.config)

@@ -205,8 +205,15 @@ async def run(
             items = itertools.islice(selected, num_done, None)
             with ProgressBar(stage, total, 'item', num_done, delay=1.0) as bar:
                 bar.update(num_done)
-                outcomes = _process_in_order(process, items, concurrency)
-                await _write_shards(writer, outcomes, bar, progress_facts)
+
+                async def process_and_count(item: Row) -> ItemOutcome:
+                    outcome = await process(item)
+                    # Outcomes wait for slower items before them, but they are paid for.
+                    bar.advance(1, progress_facts())
+                    return outcome
+
+                outcomes = _process_in_order(process_and_count, items, concurrency)
+                await _write_shards(writer, outcomes, bar)
             if not writer.manifest.shards:
                 raise UserError(f'{", ".join(map(str, inputs))}: there are no rows.')
             writer.finish()
@@ -257,7 +264,6 @@ async def _write_shards(
     writer: shards.ShardWriter,
     outcomes: AsyncIterator[tuple[Row, ItemOutcome]],
     bar: ProgressBar,
-    progress_facts: Callable[[], Sequence[str]],
 ) -> None:
     """Write the outcomes in shards, each for a fixed number of items."""
     rows: list[Mapping[str, Any]] = []
@@ -270,7 +276,6 @@ async def _write_shards(
         shard += _count_outcome(item, outcome)
         if outcome.message:
             bar.write(outcome.message, sys.stderr)
-        bar.advance(1, progress_facts())
         if shard.items == writer.manifest.shard_items:
             writer.add(rows, shard, rejects)
             rows, rejects, shard = [], [], ShardCounts()

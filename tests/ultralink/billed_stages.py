@@ -148,9 +148,10 @@ async def open_run(
     items: int,
     selection: Selection = ALL_ITEMS,
     concurrency: int = 8,
-    prices: pathlib.Path | None = None,
+    token_limit: int = 0,
+    **settings: Any,
 ) -> Iterator[StageRun]:
-    """Yield a run of a stage with new rows, an endpoint and a cache."""
+    """Yield a run of a stage with new rows, an endpoint with settings, and a cache."""
     billed = BILLED_STAGES[name]
     source = write_rows(root / f'{name}-{items}.jsonl', map(billed.row, range(items)))
     choice = ModelChoice(
@@ -158,7 +159,8 @@ async def open_run(
         root / 'answers.sqlite',
         concurrency,
         address,
-        endpoint=EndpointSettings(prices=prices),
+        token_limit=token_limit,
+        endpoint=EndpointSettings(**settings),
     )
     with mock.patch.dict(os.environ, OPENAI_API_KEY='any'):
         async with open_model(choice) as model:

@@ -1,8 +1,16 @@
 """The commands of UltraLink, as a user runs them."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
-from tests.helpers.openai_stub import document, serve_stub
+from tests.helpers.openai_stub import FailurePlan, document, serve_stub
+from tests.helpers.paths import ROOT
 from tests.ultralink.billed_stages import translated, translation_row
 from tests.ultralink.helpers import read_rows, run, write_rows
 
@@ -66,6 +74,8 @@ def test_estimate_preview_and_a_growing_sample(tmp_path):
             f'--base-url={stub.address}',
         ]
         estimated = run(*command, '--sample=10', '--estimate')
+        without_key = run(*command, '--sample=10', '--estimate', OPENAI_API_KEY='')
+        assert without_key.stdout == estimated.stdout
         assert not stub.requests and not (tmp_path / 'fr').exists()
         shown = run(*command, '--sample=10', '--preview=1')
         paid = sum(stub.answer_counts.values())
@@ -84,6 +94,48 @@ def test_estimate_preview_and_a_growing_sample(tmp_path):
     assert made.stdout.startswith('translate: 10 items, 10 kept, 10 rows')
     assert 'estimate for 2 items (and 10 from the cache)' in grown.stderr.splitlines()[0]
     assert grown.stdout.startswith('translate: 12 items, 12 kept, 12 rows')
+
+
+def test_costs_of_a_run_that_is_interrupted_and_of_a_repeated_run(tmp_path):
+    source = write_rows(tmp_path / 'math.jsonl', map(translation_row, range(20)))
+    with serve_stub(FailurePlan(latency_s=0.2), translated) as stub:
+        command = [
+            *('translate', '--language=fr', f'--input={source}', f'--output={tmp_path}/fr'),
+            *('--llm=m', f'--base-url={stub.address}', '--concurrency=4'),
+        ]
+        with subprocess.Popen(
+            [sys.executable, '-m', 'experiments.ultralink', *command],
+            cwd=ROOT,
+            env={**os.environ, 'OPENAI_API_KEY': 'any'},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            while sum(stub.answer_counts.values()) < 8:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            lines = process.stderr.read().splitlines()
+        interrupted = [line for line in lines if line.startswith('m, this run: ')]
+        made, repeated = run(*command), run(*command)
+        tokens = stub.token_counts
+    assert process.returncode == 130 and lines[-1].startswith('Interrupted; ')
+    [line] = interrupted
+    requests, prompt = re.match(r'm, this run: (\d+) requests, ([\d,]+) prompt', line).groups()
+    assert int(requests) >= 8 and 0 < int(prompt.replace(',', '')) < tokens['prompt_tokens']
+    assert made.returncode == repeated.returncode == 0 and repeated.stdout == made.stdout
+    *_, this_run, all_runs = repeated.stderr.splitlines()
+    assert this_run == 'm, this run: 0 requests, 0 prompt tokens, 0 completion tokens'
+    assert made.stderr.splitlines()[-1] == all_runs
+    assert all_runs.startswith('m, all runs in the cache: ')
+
+
+def test_preview_and_estimate_are_separate():
+    arguments = ('--input=in.jsonl', '--output=out', '--language=fr', '--llm=m')
+    done = run('translate', *arguments, '--preview=3', '--estimate')
+    assert (done.returncode, done.stderr) == (
+        2,
+        '--preview and --estimate are separate commands: first preview some items, then repeat the '
+        'command with --estimate.\n',
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,6 +174,7 @@ def test_help_shows_an_example_and_the_flags():
     done = run('dialogues', '--help')
     assert done.returncode == 0
     assert 'python -m experiments.ultralink dialogues --input=' in done.stdout
+    assert 'smollm2-135m, which `make setup` installs' in ' '.join(done.stdout.split())
     for flag in ('--tokenizer', '--output', '--llm', '--token_limit', '--stop_probability'):
         assert f'\n  {flag}: ' in done.stdout
 

@@ -264,3 +264,91 @@ def test_the_text_of_an_estimate():
     )
     unknown = dataclasses.replace(estimated, cost=None, cached_items=0)
     assert 'tokens, price unknown without --prices; assuming' in str(unknown)
+
+
+@pytest.mark.parametrize(
+    'selection, items', [(Selection(limit=10), 80), (Selection(sample=40), 80), (ALL_ITEMS, 2000)]
+)
+def test_a_preview_of_all_items_corrects_the_estimate_of_any_selection(selection, items, tmp_path):
+    with serve('criteria') as stub:
+
+        async def preview_all():
+            async with open_run('criteria', tmp_path, stub.address, items) as given:
+                await previewing.preview(STAGES['criteria'], given, 3)
+
+        asyncio.run(preview_all())
+        estimated = asyncio.run(estimate('criteria', tmp_path, stub, selection, items))
+    assert estimated.basis.endswith('measured on the replies to 3 items in the cache')
+    assert estimated.items + estimated.cached_items == min(items, selection.max_items or items)
+    if selection != Selection(limit=10):  # None of the previewed items is among the first ten.
+        assert estimated.cached_items == 3
+
+
+def test_a_broken_row_that_the_run_does_not_read(tmp_path):
+    with serve('criteria') as stub:
+
+        async def estimate_with_broken_row():
+            async with open_run(
+                'criteria', tmp_path, stub.address, 30, Selection(limit=5)
+            ) as given:
+                with given.inputs[0].open('a') as file:
+                    file.write('{"id"\n')
+                await previewing.preview(STAGES['criteria'], given, 1)
+                given = dataclasses.replace(given, seed=1, selection=Selection(limit=4))
+                return await estimating.estimate(STAGES['criteria'], given)
+
+        assert asyncio.run(estimate_with_broken_row()).items >= 3
+
+
+def test_an_estimate_from_few_items_says_so(tmp_path):
+    bases = {}
+    for number in (3, 20):
+        with serve('criteria') as stub:
+            asyncio.run(preview('criteria', tmp_path, stub, number))
+            bases[number] = asyncio.run(estimate('criteria', tmp_path, stub)).basis
+        (tmp_path / 'answers.sqlite').unlink()
+    assert bases == {
+        3: 'imprecise below 20 items (--preview=20); measured on the replies to 3 items in the '
+        'cache',
+        20: 'measured on the replies to 20 items in the cache',
+    }
+
+
+@pytest.mark.parametrize('limit', ['token_limit', 'price_limit'])
+def test_a_limit_that_the_run_probably_reaches_is_named_at_its_start(limit, tmp_path):
+    prices = tmp_path / 'prices.toml'
+    prices.write_text(f'[{MODEL}]\nprompt = 1.0\ncompletion = 4.0\n')
+    with serve('criteria') as stub:
+
+        async def warning(most):
+            limits = {'prices': prices, limit: most}
+            async with open_run('criteria', tmp_path, stub.address, ITEMS, **limits) as given:
+                return (await estimating.estimate(STAGES['criteria'], given)).warning
+
+        asyncio.run(preview('criteria', tmp_path, stub, 20))
+        _, prompt, completion = billed(stub)
+        used = prompt + completion if limit == 'token_limit' else (prompt + 4 * completion) / 1e6
+        assert asyncio.run(warning(20 * used)) == ''
+        message = asyncio.run(warning(2 * used))
+    assert message.startswith(f'The run will probably stop at --{limit.replace("_", "-")}=')
+    amount = f'{used:,} tokens are' if limit == 'token_limit' else f'${used:.4f} is'
+    assert message.endswith(f'; {amount} used already.')
+
+
+def test_replies_from_another_address_are_named(tmp_path):
+    with serve('translate') as stub:
+        asyncio.run(preview('translate', tmp_path, stub, 7))
+        assert asyncio.run(estimate('translate', tmp_path, stub)).warning == ''
+        paid = billed(stub)
+        stub.address = stub.address.replace('127.0.0.1', 'localhost')
+        moved = asyncio.run(estimate('translate', tmp_path, stub))
+        assert billed(stub) == paid
+        asyncio.run(run('translate', tmp_path, stub))
+        address = stub.address.replace('localhost', '127.0.0.1')
+        stub.address = address
+        assert asyncio.run(estimate('translate', tmp_path, stub)).warning == ''
+    assert moved.cached_items == 0
+    assert moved.warning == (
+        'The cache has replies to the same messages for 7 items, but from another --base-url or '
+        'with other sampling settings, so the run pays for them again.'
+    )

@@ -152,6 +152,31 @@ def test_no_more_than_the_concurrency_at_work_and_few_wait(tmp_path):
     assert most == 6
 
 
+def test_the_progress_counts_finished_items(tmp_path, monkeypatch):
+    """The first item is the last to finish, so that the others wait for it."""
+    source = write_rows(tmp_path / 'in.jsonl', [{'id': i} for i in range(5)])
+    shown, others = [], asyncio.Event()
+
+    def show(bar):
+        shown.append((bar.done, [*bar._facts]))
+
+    monkeypatch.setattr(stage.ProgressBar, '_show', show)
+    finished = []
+
+    async def process(row):
+        if row.fields['id'] == 0:
+            await others.wait()
+        finished.append(row.fields['id'])
+        if len(finished) == 4:
+            others.set()
+        return ItemOutcome([row.fields])
+
+    run(process, source, tmp_path / 'out', concurrency=5, progress_facts=lambda: [f'{finished}'])
+    assert finished == [1, 2, 3, 4, 0]
+    assert shown[-1] == (5, [f'{finished}'])
+    assert (4, [f'{finished[:4]}']) in shown
+
+
 def test_a_bad_line_in_the_middle_keeps_the_shards_before_it(tmp_path):
     source = write_rows(tmp_path / 'in.jsonl', [{'id': i} for i in range(25)])
     with source.open('a') as file:

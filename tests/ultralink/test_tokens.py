@@ -24,5 +24,6 @@ def test_a_model_without_files_names_the_flag(monkeypatch):
         raise UserError('Connect, or set model.weights to a directory.')
 
     monkeypatch.setattr('malora_jax.models.loading.model_hub.download', fail)
-    with pytest.raises(UserError, match='or set --tokenizer to a directory'):
+    with pytest.raises(UserError, match='or set --tokenizer to a directory') as error:
         load_token_counter('llama2-13b')
+    assert str(error.value).endswith('use --tokenizer=smollm2-135m, which `make setup` installs.')

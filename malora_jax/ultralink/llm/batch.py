@@ -74,7 +74,7 @@ class BatchEndpoint(Endpoint):
                 for outcome in (await self._collect(name, batch)).values():
                     if isinstance(outcome, Reply):
                         self.meter.usage += outcome.usage
-                        self._budget.add(self._amount(outcome.usage))
+                        self.budget.add(self._amount(outcome.usage))
             self._cache.remove_batch(name)
 
     async def _request_reply(self, request: ModelRequest, max_tokens: int) -> Reply:

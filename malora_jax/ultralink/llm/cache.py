@@ -21,6 +21,7 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink.llm import cached_requests
 from malora_jax.ultralink.llm.cached_requests import CachedRequest
 from malora_jax.ultralink.llm.chat import ChatModel, ModelRequest, Reply
+from malora_jax.ultralink.llm.limits import Amount, Budget
 from malora_jax.ultralink.llm.usage import TokenUsage, UsageMeter
 
 # Seconds to wait while another process locks the file.
@@ -98,6 +99,12 @@ class ReplyCache:
     def put_request(self, key: bytes, model: str, request: ModelRequest) -> None:
         """Store the request of a reply, from which the command `cache` shows its prompt."""
         cached_requests.store(self._connect(), key, model, request)
+
+    def has_messages(self, model: str, request: ModelRequest) -> bool:
+        """Return whether a similar request is stored; see `cached_requests.has_messages`."""
+        return bool(self._connection) and cached_requests.has_messages(
+            self._connect(), model, request
+        )
 
     def read_requests(self, item: str = '', last: int = 0) -> list[CachedRequest]:
         """Return stored requests and their replies, oldest first; see `cached_requests.read`."""
@@ -230,6 +237,7 @@ class CachedModel:
         cache: ReplyCache,
         endpoint: str = '',
         meter: UsageMeter | None = None,
+        budget: Budget | None = None,
     ):
         """Combine a model and a cache.
 
@@ -238,12 +246,14 @@ class CachedModel:
             cache: Cache of replies.
             endpoint: Address of the endpoint; '' for a model in this process.
             meter: Counts of the model's requests; None for a model that costs nothing.
+            budget: Limits of the model; None for a model without limits.
         """
         self.name = model.name
         self._model = model
         self._cache = cache
         self._endpoint = endpoint
         self._meter = meter
+        self._budget = budget
         self._pending: dict[bytes, asyncio.Task[Reply]] = {}
 
     async def complete(self, request: ModelRequest) -> Reply:
@@ -270,9 +280,26 @@ class CachedModel:
             self._cache.get(reply_key('', self.name, request.digest)) if self._endpoint else None
         )
 
+    def has_similar_reply(self, request: ModelRequest) -> bool:
+        """Return whether the cache has a reply to the same messages of the current item.
+
+        It may be from another endpoint, or to a request with other sampling settings.
+        """
+        return self._cache.has_messages(self.name, request)
+
     def cost(self, usage: TokenUsage) -> float | None:
         """Return the cost of tokens in US dollars, or None if the prices are unknown."""
         return self._meter.cost(usage) if self._meter else 0.0
+
+    def limit_warning(self, usage: TokenUsage) -> str:
+        """Return a sentence if further tokens probably exceed a limit; '' otherwise."""
+        expected = Amount(usage.total, self.cost(usage) or 0.0)
+        return self._budget.warning(expected) if self._budget else ''
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the cache has no replies."""
+        return not self._cache.usage_by_model()
 
     @property
     def progress_facts(self) -> list[str]:
@@ -280,10 +307,16 @@ class CachedModel:
         return self._meter.facts if self._meter else []
 
     def report(self) -> str:
-        """Return the counts of the requests of this run as text; '' if there were none."""
-        if not self._meter or not self._meter.requests:
-            return ''
-        return self._meter.report(self._cache.usage_by_model())
+        """Return the counts of this run and of all runs as text; '' if there were no requests."""
+        total = self._cache.usage_by_model()
+        return self._meter.report(total) if self._meter and (self._meter.requests or total) else ''
+
+    def report_run(self) -> str:
+        """Return the counts of this run as text; '' if there were no requests.
+
+        Unlike `report`, it does not read the cache, so any thread may call it.
+        """
+        return self._meter.report({}) if self._meter and self._meter.requests else ''
 
     def _key(self, request: ModelRequest) -> bytes:
         return reply_key(self._endpoint, self.name, request.digest)

@@ -62,13 +62,27 @@ def store(connection: sqlite3.Connection, key: bytes, model: str, request: Model
         model: Name of the model.
         request: Request to store, unless there is one with the same key.
     """
-    parts = []
-    for role, text in request.messages:
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        connection.execute('INSERT OR IGNORE INTO texts VALUES (?, ?)', (digest, text))
-        parts.append((role, digest))
-    row = (key, model, request.stage, current_item.get(), request.sample_index, json.dumps(parts))
-    connection.execute('INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?)', row)
+    for _, text in request.messages:
+        connection.execute('INSERT OR IGNORE INTO texts VALUES (?, ?)', (_digest(text), text))
+    query = 'INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?)'
+    connection.execute(query, (key, *_row(model, request)))
+
+
+def has_messages(connection: sqlite3.Connection, model: str, request: ModelRequest) -> bool:
+    """Return whether a request of the current item with the same messages was stored.
+
+    Its key may differ, because of another endpoint or other sampling settings.
+
+    Args:
+        connection: Cache, with the tables of requests.
+        model: Name of the model.
+        request: Request to look for.
+    """
+    query = (
+        'SELECT 1 FROM requests WHERE model = ? AND stage = ? AND item = ? AND sample_index = ? '
+        'AND messages = ?'
+    )
+    return connection.execute(query, _row(model, request)).fetchone() is not None
 
 
 def read(connection: sqlite3.Connection, item: str = '', last: int = 0) -> list[CachedRequest]:
@@ -103,6 +117,16 @@ def count_replies(connection: sqlite3.Connection) -> list[tuple[str, str, str, i
         'SUM(tokens) FROM replies LEFT JOIN requests USING (key) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3'
     )
     return connection.execute(query).fetchall()
+
+
+def _row(model: str, request: ModelRequest) -> tuple[str, str, str, int, str]:
+    """Return all columns of a request of the current item, except for the key."""
+    messages = json.dumps([(role, _digest(text)) for role, text in request.messages])
+    return model, request.stage, current_item.get(), request.sample_index, messages
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _messages(connection: sqlite3.Connection, stored: str) -> tuple[ChatMessage, ...]:

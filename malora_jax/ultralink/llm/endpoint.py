@@ -40,6 +40,7 @@ class Endpoint:
     Attributes:
         name: Name of the model, with all changes of the request format.
         meter: Counts of the requests of this run.
+        budget: Limits on tokens and price, and the amounts used so far.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Endpoint:
         tokens_used: int,
         settings: EndpointSettings | None = None,
         usage_before: Mapping[str, TokenUsage] | None = None,
+        needs_key: bool = True,
     ):
         """Create the HTTP client, without sending a request.
 
@@ -64,6 +66,7 @@ class Endpoint:
             tokens_used: Number of tokens used before, which count towards the limit.
             settings: Format of requests, limits and prices; None = the defaults.
             usage_before: Tokens used before, by model, whose cost counts towards the price limit.
+            needs_key: Whether the API key must be set; False if no request will be sent.
 
         Raises:
             UserError: The extra `ultralink` is not installed, the API key is not set, or the prices
@@ -73,8 +76,8 @@ class Endpoint:
         self._openai = import_extra('openai')
         settings = settings or EndpointSettings()
         self._key_variable = settings.api_key_variable
-        key = os.environ.get(self._key_variable)
-        if not key:
+        key = os.environ.get(self._key_variable, '')
+        if needs_key and not key:
             raise UserError(
                 f'The environment variable {self._key_variable} is not set; if the server needs no '
                 'key, set it to any value.'
@@ -83,7 +86,7 @@ class Endpoint:
         self._format = settings.request_format
         self.name = self._format.identify(name)
         self._client = self._openai.AsyncOpenAI(
-            api_key=key,
+            api_key=key or 'none',  # The library refuses an empty key.
             base_url=base_url,
             # Each attempt must wait for the limits per minute, so the library repeats none.
             max_retries=0,
@@ -103,7 +106,7 @@ class Endpoint:
                         f'{known}.'
                     )
         costs = (each.cost(model, self._prices) for model, each in (usage_before or {}).items())
-        self._budget = Budget(
+        self.budget = Budget(
             Amount(token_limit, settings.price_limit),
             Amount(tokens_used, sum(cost or 0.0 for cost in costs)),
         )
@@ -139,7 +142,7 @@ class Endpoint:
             )
         bound = self._amount(_max_usage(request))
         for unreadable in range(_UNREADABLE_RETRIES + 1):
-            async with self._budget.reserve(bound) as reservation:
+            async with self.budget.reserve(bound) as reservation:
                 self._first_replies.check()
                 try:
                     reply = await self._request_reply(request, bound.tokens)

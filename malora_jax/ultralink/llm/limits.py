@@ -64,6 +64,11 @@ class Budget:
         self._in_progress = 0
         self._changed = asyncio.Condition()
 
+    def warning(self, expected: Amount) -> str:
+        """Return a sentence if an expected amount probably exceeds a limit; '' otherwise."""
+        exceeded = self._exceeded_by(expected)
+        return f'The run will probably stop at {exceeded}.' if exceeded else ''
+
     def add(self, used: Amount) -> None:
         """Count an amount that was used without a reservation."""
         self._used += used

