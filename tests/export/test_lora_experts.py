@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from configs import combine_loras
 from malora_jax.adapters import method
 from malora_jax.adapters.alignment import TaskMoments, task_moments
 from malora_jax.adapters.settings import settings_of
@@ -20,11 +19,9 @@ from malora_jax.export.peft import write_peft
 from malora_jax.models import Decoder
 from malora_jax.training import run_config, train
 from malora_jax.training.lora_experts import leading_directions, start_experts
-from malora_jax.training.plan import count_model_parameters
 from malora_jax.training.setup import build_setup
 from malora_jax.training.state import TrainState, initial_variables
 from malora_jax.training.task_routers import add_moments, discriminants, start_task_routers
-from malora_jax.training.training_config import ROUTER_STARTS
 from tests.export.helpers import TOKENS, restored_model, tiny_base
 from tests.helpers.models import logits_of, random_variables, small_method, tiny_model
 from tests.helpers.runs import STEPS, toy_run_config
@@ -397,12 +394,3 @@ def test_loras_that_do_not_fit_are_refused(base, loras, tmp_path, source, change
     with pytest.raises(UserError) as caught:
         started(model, base, mixed)
     assert str(caught.value).startswith('training.start_from: ' + expected.format(other))
-
-
-@pytest.mark.parametrize('start', ROUTER_STARTS)
-def test_the_config_trains_routers_with_one_percent_of_the_parameters(start):
-    config = combine_loras.get_config(start)
-    config.training.start_from = ','.join(config.data.tasks)
-    run = run_config(config.to_dict())
-    counts = count_model_parameters(Decoder(run.model, run.adapter))
-    assert counts['trainable'] <= 0.01 * counts['frozen_in_adapter']

@@ -17,6 +17,7 @@ from malora_jax.adapters.trees import count
 from malora_jax.nnx import adapt, balance_loss, routing_statistics, training_loss
 from malora_jax.nnx.layers import adapter_layers
 from tests.helpers.models import small_method
+from tests.nnx.helpers import arrays
 
 os.environ['DECOUPLE_GCLOUD'] = 'TRUE'  # No access to Google Cloud.
 pyconfig = pytest.importorskip('maxtext.configs.pyconfig')
@@ -79,13 +80,6 @@ def trainer_of(config, model: nnx.Module):
     trainer = train_sft.use_maxtext_loss_function(trainer, config)
     trainer.loss_fn = training_loss(trainer.loss_fn)
     return trainer
-
-
-def arrays(model: nnx.Module, kind=nnx.Param) -> dict[str, np.ndarray]:
-    return {
-        '/'.join(map(str, path)): np.array(leaf[...])
-        for path, leaf in nnx.to_flat_state(nnx.state(model, kind))
-    }
 
 
 def test_each_layer_adds_the_update_of_low_rank_experts(tmp_path):

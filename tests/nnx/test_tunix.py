@@ -17,6 +17,7 @@ from malora_jax.nnx import FrozenAdapter, adapt, balance_loss, routing_statistic
 from malora_jax.nnx.layers import adapter_layers
 from tests.helpers.models import logits_of, random_variables, small_method
 from tests.helpers.paths import ROOT
+from tests.nnx.helpers import arrays
 
 peft_trainer = pytest.importorskip('tunix.sft.peft_trainer')
 llama = pytest.importorskip('tunix.models.llama3.model')
@@ -124,13 +125,6 @@ def trainer_of(model: nnx.Module, directory=None, steps: int = 20) -> peft_train
     trainer.with_gen_model_input_fn(lambda batch: model_inputs(batch.input_tokens))
     trainer.loss_fn = training_loss(trainer.loss_fn)
     return trainer
-
-
-def arrays(model: nnx.Module, kind=nnx.Param) -> dict[str, np.ndarray]:
-    return {
-        '/'.join(map(str, path)): np.array(leaf[...])
-        for path, leaf in nnx.to_flat_state(nnx.state(model, kind))
-    }
 
 
 @nnx.jit
