@@ -17,6 +17,8 @@ few minutes. docs/guides/combine_loras.md shows the scores.
 from ml_collections import ConfigDict
 
 from configs import quickstart
+from malora_jax.adapters import method
+from malora_jax.adapters.routers import ROUTER
 
 
 def get_config(arg: str = 'arrow') -> ConfigDict:
@@ -25,7 +27,8 @@ def get_config(arg: str = 'arrow') -> ConfigDict:
     config.adapter.num_experts = len(config.data.tasks)
     config.adapter.rank = 64
     config.adapter.renormalize = True
-    config.adapter.frozen = ('down', 'up')
+    leaves = method('molora').leaf_names
+    config.adapter.frozen = tuple(name for name in leaves if name != ROUTER)
     if arg == 'arrow':
         config.adapter.scores = 'absolute'
     config.training.router_start = arg
