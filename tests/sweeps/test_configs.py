@@ -127,7 +127,7 @@ def count_trained(model: Decoder) -> int:
 
 def test_every_config_is_checked_here():
     files = {path.stem for path in (ROOT / 'configs').glob('*.py')}
-    # The argument of `combine_loras` is no method; tests/training/test_combine_loras.py has its state.
+    # `combine_loras` takes no method; tests/training/test_combine_loras.py has its state.
     assert files == {*CONFIGS, '__init__', 'common', 'paper', 'saved', 'combine_loras'}
     files = {path.stem for path in (ROOT / 'configs' / 'sweeps').glob('*.py')}
     assert files == {*PAPER_TABLES, *OWN_SWEEPS, '__init__'}
