@@ -49,13 +49,14 @@ class ItemOutcome(NamedTuple):
         reason: Reason why the item is dropped; '' for a kept item.
         counts: Additional counts for the manifest, by name.
         message: Line to print to stderr; '' for none.
-        detail: What exactly the reason refers to, such as the missing numbers; for a kept item,
-            facts that a preview shows.
+        detail: Explanation of the reason, such as the missing numbers; for a kept item, facts that
+            a preview shows.
         text: Rejected text: a reply of the model; or, if no reply was the reason, the beginning of
             the item (see `excerpt`). '' for a kept item.
         attempts: Number of replies that the model gave to the request that failed; 0 if the item
             is dropped without one.
-        refusals: Why each refused reply was refused, by its request, in the order of the requests.
+        refusals: Why each refused reply was refused, by its request. If the item is dropped, the
+            last ones are those of the request that failed.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()

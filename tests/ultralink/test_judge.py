@@ -1,6 +1,7 @@
 """Verdicts of an LLM judge in both orders, and win rates."""
 
 import asyncio
+import json
 import re
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_no_verdict_is_asked_for_again_and_then_counted(tmp_path):
     (tmp_path / 'never').mkdir()
     found, total, _ = run(tmp_path / 'never', lambda request: Reply('[[A]]', 'length', 1))
     assert (found, total.dropped) == ([], {'no verdict': 1})
+
+
+def test_refusals_are_those_of_the_order_without_a_verdict(tmp_path):
+    def say(request):
+        if shown(request)[0] == 'long answer':
+            return Reply('too long', 'length', 1)
+        return '[[B]]' if request.sample_index else 'B is better.'
+
+    run(tmp_path, say, attempts=3)
+    reject = json.loads((tmp_path / 'out' / 'rejects-00000.jsonl').read_text())
+    assert (reject['text'], reject['attempts']) == ('too long', 3)
+    assert reject['refusals'] == ['no verdict (finish reason length)'] * 3
 
 
 def test_the_last_mark_counts():

@@ -123,9 +123,10 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
 
     async def process(row: Row) -> ItemOutcome:
         identifier, question, answer, baseline_answer = read_answers(row)
-        refusals: dict[ModelRequest, str] = {}
-        first_points, first_reply = await compare(question, answer, baseline_answer, refusals)
-        second_points, second_reply = await compare(question, baseline_answer, answer, refusals)
+        first: dict[ModelRequest, str] = {}
+        second: dict[ModelRequest, str] = {}
+        first_points, first_reply = await compare(question, answer, baseline_answer, first)
+        second_points, second_reply = await compare(question, baseline_answer, answer, second)
         if first_points is None or second_points is None:
             first_failed = first_points is None
             return ItemOutcome(
@@ -133,7 +134,7 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
                 detail=f'{"judged" if first_failed else "baseline"} answer in first place',
                 text=first_reply if first_failed else second_reply,
                 attempts=run.config.attempts,
-                refusals=refusals,
+                refusals=second | first if first_failed else first | second,
             )
         answer_points = (first_points, -second_points)
         score = 0.5 + 0.5 * np.sign(sum(answer_points))
@@ -143,7 +144,7 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
             [verdict_row],
             '',
             {'verdict depends on the order': int(answer_points[0] == -answer_points[1] != 0)},
-            refusals=refusals,
+            refusals=first | second,
         )
 
     fingerprints = {'baseline': shards.digest([baseline]), 'prompt': _SYSTEM + _USER}
