@@ -133,7 +133,7 @@ class StageFlags:
 
     @property
     def only_estimates(self) -> bool:
-        """Whether to print the estimate without a run."""
+        """True if the estimate is printed, and nothing is run."""
         return self._value('estimate')
 
     def parse(self) -> tuple[StageRun[Any], ModelChoice | None]:

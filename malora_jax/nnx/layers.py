@@ -99,7 +99,7 @@ class AdapterLayer(nnx.Module):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether training has dropout masks, of the input or of the method's own."""
+        """True if training drops inputs of the layer, or parts of the method such as experts."""
         return self.config.dropout > 0 or self.config.structure.has_masks
 
     @property

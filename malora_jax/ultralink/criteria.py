@@ -166,7 +166,7 @@ def rule_fault(data: Sequence[str], config: CriteriaConfig) -> str:
 
 
 def _describe_rule_fault(fault: str, text: str) -> str:
-    """Return what exactly a fault that `rule_fault` has found in a text refers to."""
+    """Return the details of a fault that `rule_fault` has found in a text."""
     if fault == 'length':
         return f'{len(text)} characters'
     if fault == 'language':

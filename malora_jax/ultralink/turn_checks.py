@@ -85,7 +85,7 @@ def describe_fault(
     prompts: DialoguePrompts,
     earlier_questions: Sequence[str] = (),
 ) -> str:
-    """Return what exactly a fault in a question or an answer refers to; '' if there is no more.
+    """Return the details of a fault in a question or an answer; '' if there are none.
 
     Args:
         fault: Result of `question_fault` or `answer_fault` for the text.

@@ -206,7 +206,7 @@ class BatchProvider(Provider):
         form = await request.post()
         assert form['purpose'] == 'batch'
         file = f'file-{len(self.files)}'
-        self.files[file] = form['file'].file.read()  # type: ignore[union-attr]
+        self.files[file] = form['file'].file.read()
         return web.json_response({'id': file, 'object': 'file', 'purpose': 'batch'})
 
     async def download(self, request: web.Request) -> web.Response:

@@ -252,7 +252,7 @@ def test_something_that_is_no_such_endpoint():
 
 def test_never_more_than_the_limit_is_spent():
     requests = [request('x' * 40, 100, sample=i) for i in range(30)]
-    most = endpoint._max_total_tokens(requests[0])
+    most = endpoint._max_usage(requests[0]).total
     with serve_stub(FailurePlan(latency_s=0.02), lambda body: 'y' * 200) as stub:
         replies = complete(stub.address, *requests, token_limit=1000, spent=100, each=True)
     answered = [reply for reply in replies if isinstance(reply, Reply)]
@@ -268,5 +268,5 @@ def test_never_more_than_the_limit_is_spent():
 
 
 def test_tokens_of_a_request_are_bounded_by_bytes():
-    most = endpoint._max_total_tokens(request('é' * 100, 50))
+    most = endpoint._max_usage(request('é' * 100, 50)).total
     assert most >= len('Be brief.') + 200 + 50

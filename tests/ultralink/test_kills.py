@@ -1,4 +1,4 @@
-"""The stage `dialogues`, killed a few times; `kill_often.py` kills it more often."""
+"""The stage `dialogues`, killed a few times; the named scripts kill it more often."""
 
 import subprocess
 import sys
@@ -10,17 +10,16 @@ from tests.helpers.paths import ROOT
 pytestmark = pytest.mark.slow
 
 
-def test_kills_in_batch_mode_change_nothing():
-    command = [sys.executable, '-m', 'tests.ultralink.kill_batches', '4', '1', '20']
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'expected'),
+    [
+        ('kill_often', ['2', '1', '20'], ['Repeated although cached: 0.', 'same bytes: True.']),
+        ('kill_batches', ['4', '1', '20'], ['Paid twice: 0.', 'same bytes as online: True.']),
+    ],
+)
+def test_kills_change_nothing(script, arguments, expected):
+    command = [sys.executable, '-m', f'tests.ultralink.{script}', *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'Paid twice: 0.' in done.stdout
-    assert 'same bytes as online: True.' in done.stdout
-
-
-def test_kills_change_nothing():
-    command = [sys.executable, '-m', 'tests.ultralink.kill_often', '2', '1', '20']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert 'Repeated although cached: 0.' in done.stdout
-    assert 'same bytes: True.' in done.stdout
+    for text in expected:
+        assert text in done.stdout

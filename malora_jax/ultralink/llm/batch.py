@@ -54,7 +54,7 @@ class BatchEndpoint(Endpoint):
         self._batches: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Close all connections to the endpoint; submitted batches go on there."""
+        """Close all connections to the endpoint; the endpoint continues submitted batches."""
         for task in self._batches:
             task.cancel()
         await super().close()

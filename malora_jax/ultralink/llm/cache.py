@@ -298,7 +298,7 @@ class CachedModel:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the cache has no replies."""
+        """True if the cache has no replies."""
         return not self._cache.usage_by_model()
 
     @property

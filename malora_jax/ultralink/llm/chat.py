@@ -79,7 +79,8 @@ class Reply:
             messages that the model does not accept; 'malformed' for a response without text.
         tokens: Number of tokens of the messages and the reply together, including those of paid
             responses that could not be read, so that the request was repeated.
-        usage: The same tokens by kind, if the model reports them.
+        usage: Numbers of prompt, completion and cached tokens, which add up to `tokens`; zeros if
+            the model does not report them.
     """
 
     text: str
@@ -89,7 +90,7 @@ class Reply:
 
     @property
     def is_cacheable(self) -> bool:
-        """Whether the cache may keep the reply.
+        """True if the cache may keep the reply.
 
         A response without text and without tokens may be an error of a gateway.
         """

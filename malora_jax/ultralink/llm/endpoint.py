@@ -318,11 +318,6 @@ def _max_usage(request: ModelRequest) -> TokenUsage:
     return TokenUsage(contents + frame, request.sampling.max_tokens)
 
 
-def _max_total_tokens(request: ModelRequest) -> int:
-    """Return an upper bound of the number of tokens of a request and its reply."""
-    return _max_usage(request).total
-
-
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds in the headers Retry-After-Ms or Retry-After, if at most an hour."""
     for name, factor in (('retry-after-ms', 1e-3), ('retry-after', 1.0)):
