@@ -2,7 +2,8 @@
 
 A row is {"id", "language", "subset", "data"}; `data` alternates user and assistant messages. In the
 subset chat_specific, a row may also have "document", the text that the conversation is about. A row
-of the stage `dialogues` has a document but no subset, and belongs to chat_specific.
+of the stage `dialogues` has a document but no subset, and belongs to chat_specific. "source" is the
+article or the row of a dataset that the conversation was made of (see `attribution`).
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from malora_jax.data.file_rows import Row, is_utf_8
 from malora_jax.errors import UserError, unknown_name
+from malora_jax.ultralink.attribution import read_source
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.shards import text_field
 
@@ -17,6 +19,7 @@ from malora_jax.ultralink.shards import text_field
 # kinds of English conversations that are translated.
 CHAT_SPECIFIC = 'chat_specific'
 SUBSETS = (CHAT_SPECIFIC, 'chat_agnostic', 'math', 'code')
+_REQUIRED = ('id', 'language', 'subset', 'data')
 
 
 class Conversation(NamedTuple):
@@ -28,6 +31,7 @@ class Conversation(NamedTuple):
         subset: One of `SUBSETS`.
         data: Messages, which alternate between user and assistant.
         document: Document that the conversation is about; '' = none.
+        source: Article or row that the conversation was made of; {} = unknown.
     """
 
     id: str
@@ -35,14 +39,13 @@ class Conversation(NamedTuple):
     subset: str
     data: list[str]
     document: str = ''
+    source: Mapping[str, str] = {}
 
     @property
     def row(self) -> dict[str, Any]:
         """Fields of the conversation as a JSON row."""
         fields = self._asdict()
-        if not self.document:
-            del fields['document']
-        return fields
+        return {name: value for name, value in fields.items() if value or name in _REQUIRED}
 
 
 def read(row: Row) -> Conversation:
@@ -58,7 +61,7 @@ def read(row: Row) -> Conversation:
     subset = text_field(row, 'subset') if 'subset' in row.fields or not document else CHAT_SPECIFIC
     if subset not in SUBSETS:
         raise UserError(f'{row.location}: {unknown_name("subset", subset, SUBSETS)}')
-    return Conversation(identifier, language, subset, messages(row), document)
+    return Conversation(identifier, language, subset, messages(row), document, read_source(row))
 
 
 def messages(row: Row) -> list[str]:

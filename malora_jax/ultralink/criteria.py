@@ -1,8 +1,8 @@
 """Stage `criteria`: select English conversations that are language-agnostic.
 
 The stage reads the conversations of other stages; a row without a language is English chat. It also
-reads ShareGPT files: {"id", "conversations": [{"from": "human" or "gpt", "value"}, …]}, one row per
-line or all rows in a JSON array.
+reads ShareGPT files, one row per line or all rows in a JSON array, and repairs them as the stage
+`import` does.
 
 As in the paper (section 3.3 and the appendix), conversations that are specific to a culture are
 dropped before translation: first by cheap rules, then with one request in which a model scores
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from malora_jax.data.file_rows import Row, file_kind, read_rows
 from malora_jax.errors import UserError
-from malora_jax.ultralink import conversations, shards
+from malora_jax.ultralink import conversations, shards, source_formats
 from malora_jax.ultralink.conversations import Conversation
 from malora_jax.ultralink.languages import describe_language, identify_language
 from malora_jax.ultralink.llm.chat import (
@@ -34,6 +34,7 @@ from malora_jax.ultralink.settings import (
     setting,
     temperature_setting,
 )
+from malora_jax.ultralink.source_formats import ReadConversation
 from malora_jax.ultralink.stage import (
     Expectation,
     ExpectedRequest,
@@ -55,8 +56,6 @@ CRITERIA = {
     'organisations': 'the name of an organisation, a product or a brand',
 }
 _EXAMPLE = json.dumps(dict.fromkeys(CRITERIA, 0))
-# Names of the speakers in ShareGPT files, in the order of a turn.
-_SPEAKERS = ('human', 'gpt')
 _LINKS = ('http://', 'https://', 'www.', '.com')
 _SYSTEM = f"""\
 You judge conversations between a user and an assistant that may be translated into other languages.
@@ -97,15 +96,17 @@ def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
     sampling = ChatSampling(128, config.temperature, seed=run.seed)
 
     async def process(row: Row) -> ItemOutcome:
-        conversation = _conversation(row)
-        if isinstance(conversation, str):
+        conversation, found = _conversation(row)
+        if conversation is None:
             text = excerpt(json.dumps(row.fields['conversations'], ensure_ascii=False))
-            return ItemOutcome(reason='not in turn', detail=conversation, text=text)
+            detail = f'{found.reason}; {found.detail}'
+            return ItemOutcome(reason='not in turn', detail=detail, text=text)
+        repairs = source_formats.count_repairs(found.repairs)
         fault = rule_fault(conversation.data, config)
         transcript = _transcript(conversation.data)
         if fault:
             detail = _describe_rule_fault(fault, '\n'.join(conversation.data))
-            return ItemOutcome(reason=fault, detail=detail, text=excerpt(transcript))
+            return ItemOutcome((), fault, repairs, detail=detail, text=excerpt(transcript))
         messages = _messages(transcript)
         refusals: dict[ModelRequest, str] = {}
         for sample in range(config.attempts):
@@ -118,13 +119,14 @@ def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
         else:
             return ItemOutcome(
                 reason='no scores',
+                counts=repairs,
                 detail=f'finish reason {reply.finish_reason}',
                 text=reply.text,
                 attempts=config.attempts,
                 refusals=refusals,
             )
         met = [name for name, score in scores.items() if score]
-        counts = {f'criterion: {name}': 1 for name in met}
+        counts = repairs | {f'criterion: {name}': 1 for name in met}
         if met:
             return ItemOutcome(
                 (),
@@ -135,13 +137,13 @@ def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
                 attempts=sample + 1,
                 refusals=refusals,
             )
-        return ItemOutcome([conversation.row], refusals=refusals)
+        return ItemOutcome([conversation.row], '', counts, refusals=refusals)
 
     def expected_requests(
         row: Row, count_tokens: Callable[[str], int]
     ) -> Iterator[ExpectedRequest]:
-        conversation = _conversation(row)
-        if isinstance(conversation, str) or rule_fault(conversation.data, config):
+        conversation, _ = _conversation(row)
+        if conversation is None or rule_fault(conversation.data, config):
             return
         prompt_tokens = count_tokens(chat_text(_messages(_transcript(conversation.data))))
         yield ExpectedRequest(prompt_tokens, count_tokens(_EXAMPLE))
@@ -200,33 +202,26 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
     return shards.ensure_unique_ids(itertools.chain.from_iterable(rows))
 
 
-def _conversation(row: Row) -> Conversation | str:
-    """Return the conversation of a row, or the fault if the turns of a ShareGPT row are not valid.
+def _conversation(row: Row) -> tuple[Conversation | None, ReadConversation]:
+    """Return the conversation of a row, and how it was repaired if it is a ShareGPT row.
 
-    The turns are valid if the speakers alternate, each message has text, and the last message is an
-    answer. The stage drops a row with other turns; any other fault is an error.
+    The conversation is None if it cannot be repaired.
 
     Raises:
         UserError: A field is missing or not valid, or `conversations` is not a list of turns.
     """
     fields = dict(row.fields)
+    found = ReadConversation('', 'chat_agnostic')
     if 'language' not in fields:
-        fields = {'subset': 'chat_agnostic', **fields, 'language': 'en'}
+        fields = {'subset': found.subset, **fields, 'language': 'en'}
     if 'conversations' in fields:
-        try:
-            turns = [(turn['from'], turn['value']) for turn in fields.pop('conversations')]
-        except (TypeError, LookupError) as error:
-            raise UserError(
-                f"{row.location}: 'conversations' must be a list of turns with 'from' and 'value'."
-            ) from error
-        fields['data'] = [text for _, text in turns]
-        speakers = [speaker for speaker, _ in turns]
-        if speakers != list(_SPEAKERS) * (len(turns) // 2):
-            return f'speakers: {", ".join(map(str, speakers))}'
-        fault = conversations.data_fault(fields)
-        if fault:
-            return fault
-    return conversations.read(Row(row.location, fields))
+        found = source_formats.read(row)
+        if found.reason == source_formats.MALFORMED:
+            raise UserError(f'{row.location}: {found.detail}.')
+        if found.reason:
+            return None, found
+        fields['data'] = list(found.data)
+    return conversations.read(Row(row.location, fields)), found
 
 
 def _messages(transcript: str) -> tuple[ChatMessage, ...]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
-from malora_jax.ultralink import prompts, stage
+from malora_jax.ultralink import attribution, prompts, stage
 from malora_jax.ultralink.languages import get_language
 from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest, Reply, chat_text
 from malora_jax.ultralink.paper_statistics import ANSWER_TOKENS, QUESTION_TOKENS
@@ -188,6 +188,7 @@ class _DialogueGenerator:
             'document': fields['text'],
             'data': [text for turn in dialogue.turns for text in turn[:2]],
             'kinds': [turn.kind for turn in dialogue.turns],
+            'source': attribution.read_source(row) or attribution.source_of(row, id=fields['id']),
         }
         number = f'{len(dialogue.turns)} turn{"s" if len(dialogue.turns) > 1 else ""}'
         ended = stage.with_detail(end_reason, dialogue.rejected.get('detail', ''))

@@ -10,7 +10,7 @@ from malora_jax import errors
 from malora_jax.data.compressed_files import open_decompressed
 from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
-from malora_jax.ultralink import shards
+from malora_jax.ultralink import attribution, shards
 from malora_jax.ultralink.languages import describe_language, identify_language, to_simplified
 from malora_jax.ultralink.settings import Settings, language_setting, setting
 from malora_jax.ultralink.shards import text_field
@@ -55,6 +55,11 @@ class DocumentsConfig(Settings):
         'them are dropped.',
         (),
         recorded=False,
+    )
+    license: str = setting(
+        'License of documents without the field `license`, for the attribution; default: CC BY-SA '
+        '4.0 for pages of Wikipedia, which their field `url` shows, and unknown for others.',
+        '',
     )
     workers: int = setting(
         'Number of processes that work at the same time; default: number of CPU cores.',
@@ -122,6 +127,7 @@ class _DocumentSegmenter:
         if tokens[-1] < self._config.min_segment_tokens:
             counts = {'last segments dropped': 1, 'tokens in them': tokens.pop()}
         language = self._config.language
+        source = attribution.source_of(row, id=identifier, license=self._config.license)
         rows = [
             {
                 'id': f'{language}-{identifier}-{number}',
@@ -129,6 +135,7 @@ class _DocumentSegmenter:
                 'title': title,
                 'text': text,
                 'tokens': size,
+                'source': source,
             }
             for number, (text, size) in enumerate(zip(texts, tokens, strict=False))
         ]

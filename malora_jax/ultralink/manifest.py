@@ -28,7 +28,11 @@ _RENAMED = {
 }
 
 # Settings that manifests of earlier versions lack, by stage, with the value that they had.
-_ADDED = {'prune': {'english': 'keep'}}
+_ADDED = {
+    'documents': {'license': ''},
+    'prune': {'english': 'keep', 'math_near_duplicates': 'remove'},
+    'import': {'subset': 'auto', 'url': '', 'license': ''},
+}
 
 
 @dataclasses.dataclass(frozen=True)

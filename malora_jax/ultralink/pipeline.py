@@ -9,7 +9,8 @@ from malora_jax.ultralink.manifest import read_manifest
 
 # Names of all commands, in the order in which they are used, by the heading of their group.
 GROUPS = {
-    'Make data: generate, select, translate and prune conversations; inspect what happened.': (
+    'Make data: import, generate, select, translate and prune conversations; inspect the steps.': (
+        'import',
         'documents',
         'dialogues',
         'criteria',
@@ -18,9 +19,8 @@ GROUPS = {
         'explain',
         'cache',
     ),
-    'Release data: write, read and describe files of conversations.': (
+    'Release data: write and describe files of conversations.': (
         'export',
-        'import',
         'report',
     ),
     'Evaluate models: score and compare answers, and check translated problems.': (

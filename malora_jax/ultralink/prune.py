@@ -3,7 +3,8 @@
 Skills in mathematics and code transfer from English, so a model need not learn them again in every
 language (section 5 and Figure 4 of the paper): 32,000 translated conversations about mathematics
 and 16,000 about code per language are enough. By default, all English rows are kept. In the other
-languages, near-duplicates are removed first. Then a random sample is drawn: the rows with the
+languages, near-duplicates are removed first, except in mathematics: sets such as MetaMathQA consist
+of rephrasings, and the paper removes none. Then a random sample is drawn: the rows with the
 smallest hashes of seed and id. So the sample does not depend on the order of the rows.
 """
 
@@ -69,6 +70,13 @@ class PruneConfig(Settings):
         'remove near-duplicates and apply the limits, as in the other languages.',
         'keep',
         choices=('keep', 'prune'),
+    )
+    math_near_duplicates: str = setting(
+        'Treatment of near-duplicates in mathematics: keep = keep them, because sets such as '
+        'MetaMathQA are rephrasings of the same problems; remove = keep one of them, as in the '
+        'other subsets.',
+        'keep',
+        choices=('keep', 'remove'),
     )
     min_similarity: float = setting(
         'Similarity threshold: two conversations whose estimated Jaccard similarity is at least '
@@ -143,7 +151,8 @@ def _find_dropped(
         group = ids[conversation.id] = conversation.language, conversation.subset
         if conversation.language != _SOURCE_LANGUAGE or config.english == 'prune':
             of_group = sketches.setdefault(group, MinHashSketches())
-            of_group.add(conversation.id, '\n'.join(conversation.data))
+            if conversation.subset != 'math' or config.math_near_duplicates == 'remove':
+                of_group.add(conversation.id, '\n'.join(conversation.data))
     dropped: dict[str, tuple[str, str]] = {}
     for of_group in sketches.values():
         for key, nearest in of_group.near_duplicates(config.min_similarity).items():

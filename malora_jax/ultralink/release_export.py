@@ -1,11 +1,15 @@
 """Command `export`: write conversations as the files of the released dataset, and for training.
 
+Next to the released files, attribution/ names the source of each row (see `attribution`), and
+README.md is a data card.
+
 The release has 20 files {en|zh|ru|fr|es}_{chat_specific|chat_agnostic|math|code}.jsonl, with one
 object per line: `id` = {lang}_{subset}_{n}, and `data`, which alternates user and assistant
 messages. In a dialogue about a document, the first message starts with an instruction in the
 language of the dialogue, followed by the document in <document> tags.
 """
 
+import collections
 import contextlib
 import json
 import pathlib
@@ -16,7 +20,7 @@ from typing import Any, TextIO
 from malora_jax.errors import UserError
 from malora_jax.export.directory import atomic_directory
 from malora_jax.progress import track
-from malora_jax.ultralink import conversations, shards
+from malora_jax.ultralink import attribution, conversations, data_card, shards
 from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
 
@@ -45,8 +49,10 @@ def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, in
             conversation, or there are no rows.
     """
     counts: dict[str, int] = {}
+    licenses: dict[str, collections.Counter[str]] = {}
     with atomic_directory(output) as scratch, contextlib.ExitStack() as stack:
-        (scratch / TRAINING_FOLDER).mkdir()
+        for folder in (TRAINING_FOLDER, attribution.FOLDER):
+            (scratch / folder).mkdir()
         open_files: dict[str, TextIO] = {}
 
         def write(name: str, fields: Mapping[str, Any]) -> None:
@@ -60,9 +66,15 @@ def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, in
             released_fields = released_row(conversation, counts.get(name, 0))
             write(name, released_fields)
             write(f'{TRAINING_FOLDER}/{conversation.language}.jsonl', released_fields)
+            source = {'conversation': conversation.id, 'source': conversation.source}
+            sources_path = attribution.path_of(pathlib.Path(name))
+            write(str(sources_path), {'id': released_fields['id'], **source})
             counts[name] = counts.get(name, 0) + 1
+            license_ = conversation.source.get('license', '')
+            licenses.setdefault(name, collections.Counter())[license_] += 1
         if not counts:
             raise UserError(f'{", ".join(map(str, inputs))}: there are no rows to export.')
+        (scratch / data_card.NAME).write_text(data_card.text(licenses), 'utf-8')
     return counts
 
 

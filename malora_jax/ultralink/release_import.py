@@ -1,6 +1,8 @@
-"""Stage `import`: read the 20 files of the released dataset, and validate each row.
+"""Stage `import`: read conversations of public datasets, and the files of a release.
 
-Rows are unchanged except for the new fields `language` and `subset`.
+Rows of public datasets are recognized by their fields and repaired (see `public_datasets`). Rows of
+released files, LANGUAGE_SUBSET.jsonl, are validated and keep their ids. They are unchanged
+except for the new fields `language`, `subset`, and `source` if the release has attributions.
 """
 
 import dataclasses
@@ -10,17 +12,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from malora_jax import files, hub
-from malora_jax.data.file_rows import Row
+from malora_jax.data.compressed_files import open_decompressed
+from malora_jax.data.file_rows import Row, check_file, file_kind, read_rows
 from malora_jax.errors import UserError
-from malora_jax.ultralink.conversations import data_fault
+from malora_jax.ultralink import attribution, public_datasets, release_export, shards
+from malora_jax.ultralink.conversations import SUBSETS, data_fault
+from malora_jax.ultralink.public_datasets import PublicDataset
 from malora_jax.ultralink.release_export import FILE_NAMES, split_id
-from malora_jax.ultralink.settings import Settings, setting
+from malora_jax.ultralink.settings import setting
 from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, excerpt
 
 STAGE = 'import'
 # Hugging Face dataset with the released files.
 REPOSITORY = 'R0k1e/UltraLink'
 _COMMIT = re.compile(r'[0-9a-f]{40}')
+_RELEASED_NAME = re.compile(rf'[a-z]{{2}}_({"|".join(SUBSETS)})\.jsonl')
+_DATA_SUFFIXES = ('.json', '.jsonl', '.parquet')
 # An invalid row has these fields, a description of its fault and the line itself, and its id.
 _FAULT_FIELD, _LINE_FIELD = '\0fault', '\0line'
 
@@ -52,11 +59,15 @@ def download(revision: str) -> pathlib.Path:
 def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """Return the paths of the 20 released files in a folder or its subfolders.
 
+    The output of `export` may have fewer files, those of the subsets that were exported.
+
     Raises:
         UserError: The folder or a file is missing, or two files have the same name.
     """
     if not folder.is_dir():
         raise UserError(f'There is no folder {folder}.')
+    if (folder / release_export.TRAINING_FOLDER).is_dir():
+        return _exported_files(folder)
     paths_by_name = {name: sorted(folder.rglob(name)) for name in FILE_NAMES}
     missing = [name for name, paths in paths_by_name.items() if not paths]
     if missing:
@@ -67,14 +78,31 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return [paths[0] for paths in paths_by_name.values()]
 
 
+def _exported_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the paths of the released files in the output directory of `export`.
+
+    Raises:
+        UserError: A file is missing although its attribution is there, or there is no file.
+    """
+    paths = [folder / name for name in FILE_NAMES]
+    exported = [path for path in paths if path.exists() or attribution.path_of(path).exists()]
+    missing = [path.name for path in exported if not path.exists()]
+    if missing or not exported:
+        raise UserError(
+            f'{folder} lacks {", ".join(missing) or "all released files"}: export it again.'
+        )
+    return exported
+
+
 @dataclasses.dataclass(frozen=True)
-class ImportConfig(Settings):
-    """Settings of the stage `import`: the source of the released files."""
+class ImportConfig(PublicDataset):
+    """Settings of the stage `import`: where the files are, and facts on a public dataset."""
 
     section = STAGE
-    input: pathlib.Path | None = setting(
-        'Folder with the 20 files of the released dataset, instead of --revision.',
-        None,
+    input: Sequence[pathlib.Path] = setting(
+        'Files of public datasets (JSON, JSON Lines, Parquet), released files, or folders of '
+        'either, instead of --revision.',
+        (),
         recorded=False,
     )
     revision: str | None = setting(
@@ -85,24 +113,43 @@ class ImportConfig(Settings):
 
 
 def find_inputs(config: ImportConfig) -> list[pathlib.Path]:
-    """Return the paths of the released files, from the folder or the commit in the settings.
+    """Return the paths of the files to read, from the inputs or the commit in the settings.
 
     Raises:
         UserError: Neither or both settings are given, a file is missing, or the download fails.
     """
     if bool(config.input) == bool(config.revision):
-        raise UserError('Give either --input, a folder, or --revision, a commit to download.')
-    return find_files(config.input or download(config.revision or ''))
+        raise UserError(
+            'Give either --input, a folder, or --revision, a commit to download; --input may also '
+            'be a list of files.'
+        )
+    if config.revision:
+        return find_files(download(config.revision))
+    return [file for path in config.input for file in _files_at(path)]
+
+
+def _files_at(path: pathlib.Path) -> list[pathlib.Path]:
+    """Return the data files at a path: itself, those of a release, or all in a folder."""
+    if not path.is_dir():
+        check_file(path)
+        return [path]
+    inside = sorted(
+        file for file in path.rglob('[!.]*') if file.is_file() and file_kind(file) in _DATA_SUFFIXES
+    )
+    is_release = any(file.name in FILE_NAMES for file in inside)
+    if is_release or not inside:
+        return find_files(path)
+    return inside
 
 
 def prepare(run: StageRun[ImportConfig]) -> PreparedStage:
-    """Return the function that copies a row, or drops an invalid row and reports it on stderr.
+    """Return the function that converts a row, or drops an invalid row and reports it on stderr.
 
     Raises:
-        UserError: An input does not have the name of a released file.
+        UserError: An input has the name of a released file, but of an unknown language.
     """
     for path in run.inputs:
-        if path.name not in FILE_NAMES:
+        if path.name not in FILE_NAMES and _RELEASED_NAME.fullmatch(path.name):
             raise UserError(f'{path} is not one of the 20 released files, such as {FILE_NAMES[0]}.')
 
     async def process(row: Row) -> ItemOutcome:
@@ -115,35 +162,81 @@ def prepare(run: StageRun[ImportConfig]) -> PreparedStage:
                 detail=fault,
                 text=excerpt(row.fields[_LINE_FIELD]),
             )
+        if _file(row) not in FILE_NAMES:
+            return public_datasets.convert(row, _file(row), run.config)
         return ItemOutcome([row.fields], counts={f'rows of {_file(row)}': 1})
 
-    return PreparedStage(process)
+    sources = [path for path in map(attribution.path_of, run.inputs) if path.is_file()]
+    return PreparedStage(process, {'attribution': shards.digest(sources)} if sources else {})
 
 
 def _file(row: Row) -> str:
-    return pathlib.Path(row.location.rpartition(':')[0]).name
+    # Lines are numbered after a colon; rows of arrays and of Parquet after ' row '.
+    return pathlib.Path(re.sub(r'(:| row )\d+$', '', row.location)).name
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
-    """Yield the rows of released files.
+    """Yield the rows of released files and of public datasets.
 
     An invalid row has a description of its fault in place of its fields.
+
+    Raises:
+        UserError: A JSON array or a Parquet file is broken, or an attribution is.
     """
+    seen_ids: set[str] = set()
     for path in paths:
-        language, _, subset = path.stem.partition('_')
-        seen_numbers: set[int] = set()
-        with path.open('rb') as lines:
-            for line_number, line in enumerate(lines, start=1):
+        if path.name in FILE_NAMES:
+            yield from _read_released(path)
+        else:
+            rows = _read_public(path)
+            yield from public_datasets.with_unique_ids(rows, path.name.partition('.')[0], seen_ids)
+
+
+def _read_public(path: pathlib.Path) -> Iterator[Row]:
+    """Yield the rows of a file of a public dataset: an array or lines of JSON, or Parquet."""
+    return read_rows(path) if file_kind(path) in ('.json', '.parquet') else _read_lines(path)
+
+
+def _read_lines(path: pathlib.Path) -> Iterator[Row]:
+    """Yield the rows of a JSON Lines file, which may be compressed; blank lines are skipped."""
+    with open_decompressed(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
                 fields = _parsed(line)
-                fault = fields.get(_FAULT_FIELD) or _row_fault(
-                    fields, (language, subset), seen_numbers
-                )
-                if fault:
-                    text = line.decode('utf-8', 'replace').rstrip()
-                    data = {'id': fields.get('id', ''), _FAULT_FIELD: fault, _LINE_FIELD: text}
-                else:
-                    data = _row(fields, language, subset)
-                yield Row(f'{path}:{line_number}', data)
+                if _FAULT_FIELD in fields:
+                    fields = _faulty(fields[_FAULT_FIELD], line)
+                yield Row(f'{path}:{number}', fields)
+
+
+def _read_released(path: pathlib.Path) -> Iterator[Row]:
+    """Yield the rows of a released file, with their sources if the release has attributions."""
+    language, _, subset = path.stem.partition('_')
+    seen_numbers: set[int] = set()
+    sources = attribution.read_sources(path)
+    with path.open('rb') as lines:
+        for line_number, line in enumerate(lines, start=1):
+            fields = _parsed(line)
+            fault = fields.get(_FAULT_FIELD) or _row_fault(fields, (language, subset), seen_numbers)
+            if fault:
+                data = _faulty(fault, line, fields.get('id', ''))
+            else:
+                data = _row(fields, language, subset)
+            released_id, source = next(sources, ('', {}))
+            if source and not fault:
+                if released_id != data['id']:
+                    raise UserError(
+                        f'{attribution.path_of(path)}:{line_number} must have the id '
+                        f'{data["id"]!r} of the same line in {path.name}: restore the file, or '
+                        'remove it.'
+                    )
+                data['source'] = source
+            yield Row(f'{path}:{line_number}', data)
+
+
+def _faulty(fault: str, line: bytes, identifier: Any = '') -> dict[str, Any]:
+    """Return the fields of an invalid row."""
+    text = line.decode('utf-8', 'replace').rstrip()
+    return {'id': identifier, _FAULT_FIELD: fault, _LINE_FIELD: text}
 
 
 def _parsed(line: bytes) -> Mapping[str, Any]:

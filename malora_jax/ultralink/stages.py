@@ -162,6 +162,31 @@ class FileCommand(Command):
 
 _ENTRIES: tuple[Stage | FileCommand, ...] = (
     Stage(
+        name=release_import.STAGE,
+        purpose='Read conversations of public datasets, or the files of a release.',
+        details="""\
+Public datasets are recognized by their fields: MetaMathQA (`query`, `response`), Magicoder
+(`problem`, `solution`; or `instruction`, `response`), ShareGPT (`conversations`), OpenChat
+(`items`), UltraChat (`data`) and `messages`. Files are JSON, JSON Lines or Parquet. Conversations
+are repaired if possible: for example, answers before the first question are removed, and so is a
+last question without an answer. A repeated id gets a suffix. Chats in another language than English
+are rejected. Prints the number of repairs of each kind, and of rejected rows for each reason.
+
+Released files, LANGUAGE_SUBSET.jsonl, are validated. Invalid rows are skipped, counted, and
+reported on stderr with file and line. Attributions that `export` has written are read, too.""",
+        examples=(
+            '--input=MetaMathQA-395K.json --license=MIT --output=data/en/math',
+            '--input=sharegpt_part1.json,sharegpt_part2.json --output=data/en/chat',
+            '--input=data/release --output=data/released',
+            '--revision=COMMIT --output=data/released',
+        ),
+        config=release_import.ImportConfig,
+        find_inputs=release_import.find_inputs,
+        output='Directory to write the rows into.',
+        prepare=release_import.prepare,
+        read=release_import.read,
+    ),
+    Stage(
         name=documents.STAGE,
         purpose='Split documents in one language into segments that dialogues can be about.',
         details="""\
@@ -211,9 +236,8 @@ Conversations with links, of too few or too many characters, or in another langu
 model scores the others by seven criteria, such as names, places and brands; a conversation that
 meets any of them is dropped. Prints the number of dropped conversations for each reason.
 
-Inputs: conversations as other stages write them, or ShareGPT files (`id`, `conversations`), as JSON
-Lines or as an array in a .json file.""",
-        examples=(f'--input=sharegpt.json {_ENDPOINT} --output=data/en/chat',),
+Inputs: conversations as other stages write them, such as `import`.""",
+        examples=(f'--input=data/en/chat {_ENDPOINT} --output=data/en/agnostic',),
         config=criteria.CriteriaConfig,
         inputs='Files and directories of English conversations.',
         output='Directory to write the kept conversations into.',
@@ -245,9 +269,10 @@ and the number of faults of each kind.""",
         purpose='Reduce translations to a budget for each language and subset.',
         details="""\
 In every language except English, near-duplicates are removed, and a random sample of the rest is
-kept: 32,000 conversations about mathematics and 16,000 about code, as in the paper. With
---english=prune, English is treated like the other languages. Prints the number of kept and dropped
-rows of each language and subset.""",
+kept: 32,000 conversations about mathematics and 16,000 about code, as in the paper. Near-duplicates
+in mathematics are kept, unless you add --math_near_duplicates=remove. With --english=prune, English
+is treated like the other languages. Prints the number of kept and dropped rows of each language and
+subset.""",
         examples=('--input=data/fr/translated,data/zh/translated --output=data/pruned',),
         config=prune.PruneConfig,
         inputs='Files and directories of conversations.',
@@ -290,26 +315,13 @@ Prints the number of replies and tokens of each model and stage, and the latest 
         purpose='Write conversations in the format of the released dataset, and as training files.',
         details="""\
 The output has LANGUAGE_SUBSET.jsonl as released (`id`, `data`), and training/LANGUAGE.jsonl with
-all rows of a language, in the format that configs/ultralink_lm.py reads. Prints the number of rows
-of each file.""",
+all rows of a language, in the format that configs/ultralink_lm.py reads. The files in attribution/
+name the source of each row, with its URL and license, and README.md is a data card. Prints the
+number of rows of each file.""",
         examples=('--input=data/pruned,data/fr/dialogues --output=data/release',),
         inputs='Files and directories of conversations.',
         output='New directory to write the released files and the training files into.',
         function=commands.export,
-    ),
-    Stage(
-        name=release_import.STAGE,
-        purpose='Read the 20 files of the released dataset and check each row.',
-        details='Invalid rows are skipped, counted, and reported on stderr with file and line.',
-        examples=(
-            '--input=UltraLink --output=data/released',
-            '--revision=COMMIT --output=data/released',
-        ),
-        config=release_import.ImportConfig,
-        find_inputs=release_import.find_inputs,
-        output='Directory to write the rows into.',
-        prepare=release_import.prepare,
-        read=release_import.read,
     ),
     FileCommand(
         name='report',

@@ -105,7 +105,8 @@ def test_chats_of_sharegpt(tmp_path):
         chat('nobody'),
         chat('silent', both[0], ('gpt', ' ')),
     ]
-    rows = [{**row(0), 'id': 'good_0', 'data': said}]
+    # The last question of 'unanswered' is removed.
+    rows = [{**row(0), 'id': name, 'data': said} for name in ('good_0', 'unanswered')]
     array = tmp_path / 'chats.json'
     array.write_text(json.dumps(chats))
     for source in (array, write_rows(tmp_path / 'chats.jsonl', chats)):
@@ -113,7 +114,8 @@ def test_chats_of_sharegpt(tmp_path):
         given = StageRun(CriteriaConfig(), [source], output, model=model)
         manifest = asyncio.run(STAGES['criteria'].run(given))
         assert read_rows(output) == rows
-        assert manifest.total.dropped == {'not in turn': 4}
+        assert manifest.total.dropped == {'not in turn': 3}
+        assert manifest.total.counts == {'repair: last question without an answer removed': 1}
 
 
 def test_a_row_without_a_language_is_english_chat(tmp_path):

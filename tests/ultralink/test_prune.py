@@ -24,7 +24,7 @@ COUNTS = {
     ('fr', 'code'): 20,
     ('ru', 'chat_specific'): 15,
 }
-CONFIG = PruneConfig(math=10, code=7)
+CONFIG = PruneConfig(math=10, code=7, math_near_duplicates='remove')
 
 
 def rows():
@@ -139,6 +139,17 @@ def test_near_duplicates_go_first(tmp_path):
     assert manifest.total.dropped == {'near-duplicate': 40, 'over the budget': 43}
     # The copies do not change the sample.
     assert found == run(tmp_path, made)[0]
+
+
+def test_near_duplicates_in_math_are_kept_by_default(tmp_path):
+    made = [
+        {**conversation('fr', subset, 0), 'id': f'{subset}-{n}'}
+        for subset in ('math', 'code')
+        for n in range(2)
+    ]
+    found, manifest = run(tmp_path, made, PruneConfig())
+    assert [row['id'] for row in found] == ['math-0', 'math-1', 'code-0']
+    assert manifest.total.dropped == {'near-duplicate': 1}
 
 
 def test_english_keeps_near_duplicates(tmp_path):

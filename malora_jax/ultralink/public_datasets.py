@@ -1,0 +1,102 @@
+"""Rows of public datasets as rows of `conversations`.
+
+Rows are English unless they have a field `language`. Chats that are in another language are
+rejected, as `--keep-lang en` of FastChat's cleaning does (fastchat/data/optional_clean.py at
+0e6d3e4b). A row without an id gets one from its file and its number, and an id that an earlier row
+has gets a suffix.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+
+from malora_jax.data.file_rows import Row
+from malora_jax.ultralink import attribution, conversations, source_formats
+from malora_jax.ultralink.conversations import SUBSETS
+from malora_jax.ultralink.languages import describe_language, identify_language
+from malora_jax.ultralink.settings import Settings, setting
+from malora_jax.ultralink.stage import ItemOutcome, excerpt
+
+_LANGUAGE = 'en'
+# Fields of `conversations` that a row may have already.
+_KEPT = ('language', 'subset', 'document', 'source')
+# Field for the id of a row in its file, or for its number there if it has none.
+_OWN_ID = '\0id'
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicDataset(Settings):
+    """Settings that describe a public dataset: facts that its rows may lack."""
+
+    subset: str = setting(
+        'Subset of rows of public datasets that do not name one; auto = math for MetaMathQA, code '
+        'for Magicoder, chat_agnostic for chats.',
+        'auto',
+        choices=('auto', *SUBSETS),
+    )
+    url: str = setting(
+        'URL of the public dataset, for the attribution of rows without the field `url`.', ''
+    )
+    license: str = setting(
+        'License of the public dataset, for the attribution of rows without the field `license`.',
+        '',
+    )
+
+
+def with_unique_ids(rows: Iterable[Row], stem: str, seen: set[str]) -> Iterator[Row]:
+    """Yield the rows of a file, each with an id that no earlier row has.
+
+    Args:
+        rows: Rows of the file.
+        stem: Name of the file without suffixes, for the ids of rows without one.
+        seen: Ids of the rows of earlier files; those of this file are added.
+    """
+    for number, row in enumerate(rows, start=1):
+        value = row.fields.get('id')
+        own_id = str(value).strip() if isinstance(value, str | int) else ''
+        identifier = unique = own_id or f'{stem}-{number}'
+        repetitions = 1
+        while unique in seen:
+            repetitions += 1
+            unique = f'{identifier}-{repetitions}'
+        seen.add(unique)
+        yield Row(row.location, {**row.fields, 'id': unique, _OWN_ID: own_id or str(number)})
+
+
+def convert(row: Row, file: str, dataset: PublicDataset) -> ItemOutcome:
+    """Return the outcome of a row of `with_unique_ids`: a repaired conversation, or a reject.
+
+    Args:
+        row: Row.
+        file: Name of its file, for the attribution.
+        dataset: Facts on the dataset.
+
+    Raises:
+        UserError: The format is unknown, or the row's own language, subset or source is not valid.
+    """
+    given = {name: value for name, value in row.fields.items() if name != _OWN_ID}
+    own_id = row.fields[_OWN_ID]
+    found = source_formats.read(Row(row.location, given))
+    counts = {f'format: {found.format}': 1}
+    if found.reason:
+        text = excerpt(json.dumps(given, ensure_ascii=False, default=str))
+        return ItemOutcome((), found.reason, counts, detail=found.detail, text=text)
+    values = {'id': own_id, 'title': file, 'url': dataset.url, 'license': dataset.license}
+    fields = {
+        'language': _LANGUAGE,
+        'subset': found.subset if dataset.subset == 'auto' else dataset.subset,
+        'source': attribution.source_of(row, **values),
+        **{name: given[name] for name in _KEPT if name in given},
+        'id': given['id'],
+        'data': list(found.data),
+    }
+    conversation = conversations.read(Row(row.location, fields))
+    text = '\n'.join(conversation.data)
+    # The language of mathematics and code cannot be identified as reliably.
+    is_checked = 'language' not in given and conversation.subset == 'chat_agnostic'
+    if is_checked and identify_language(text) != _LANGUAGE:
+        detail = f'{describe_language(text)}, not {_LANGUAGE}'
+        return ItemOutcome((), 'language', counts, detail=detail, text=excerpt(text))
+    repairs = [*found.repairs, *([] if given['id'] == own_id else ['id added or made unique'])]
+    counts |= source_formats.count_repairs(repairs)
+    return ItemOutcome([conversation.row], '', counts)
