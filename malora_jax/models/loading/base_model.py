@@ -98,6 +98,22 @@ def find_weights(config: ModelConfig, weights: str) -> pathlib.Path:
     )
 
 
+def find_tokenizer(config: ModelConfig) -> pathlib.Path:
+    """Return the GGUF file or directory with the tokenizer of a preset.
+
+    Only the tokenizer is downloaded, not the weights.
+
+    Args:
+        config: Configuration of a preset.
+
+    Raises:
+        UserError: The preset has no default weights, or its files cannot be downloaded.
+    """
+    if config.name in _DISTRIBUTIONS or config.name not in model_hub.REPO_IDS:
+        return find_weights(config, '')
+    return model_hub.download(model_hub.REPO_IDS[config.name], ('tokenizer.json',))
+
+
 def load_base(config: ModelConfig, weights: str = '') -> LoadedBase:
     """Load the weights and the tokenizer of a base model.
 

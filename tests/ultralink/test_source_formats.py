@@ -1,0 +1,193 @@
+"""Rows of public datasets: each format is recognized, repaired and counted.
+
+The forms of the rows are those of the datasets; their texts are made up.
+"""
+
+import asyncio
+import bz2
+import json
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from malora_jax.data.file_rows import Row
+from malora_jax.errors import UserError
+from malora_jax.ultralink import release_import, source_formats
+from malora_jax.ultralink.release_import import ImportConfig
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
+from tests.ultralink.helpers import read_rows, write_rows
+
+QUESTION = 'How many minutes are there in three hours, and how many in half a day?'
+ANSWER = 'There are 180 minutes in three hours, and 720 minutes in half a day.'
+PAIR = [QUESTION, ANSWER]
+FORMATS = {
+    'ShareGPT': (
+        {'conversations': [{'from': 'human', 'value': QUESTION}, {'from': 'gpt', 'value': ANSWER}]},
+        'chat_agnostic',
+    ),
+    'OpenChat': (
+        {
+            'items': [
+                {'from': 'human', 'value': QUESTION},
+                {'from': 'gpt', 'value': ANSWER, 'weight': 1.0},
+            ],
+            'system': '',
+        },
+        'chat_agnostic',
+    ),
+    'messages': (
+        {
+            'messages': [
+                {'role': 'user', 'content': QUESTION},
+                {'role': 'assistant', 'content': ANSWER},
+            ]
+        },
+        'chat_agnostic',
+    ),
+    'UltraChat': ({'id': '0', 'data': PAIR}, 'chat_agnostic'),
+    'MetaMathQA': (
+        {'query': QUESTION, 'response': ANSWER, 'type': 'GSM_SV', 'original_question': QUESTION},
+        'math',
+    ),
+    'Magicoder OSS-Instruct': (
+        {'lang': 'python', 'index': 7, 'problem': QUESTION, 'solution': ANSWER},
+        'code',
+    ),
+    'Magicoder Evol-Instruct': ({'instruction': QUESTION, 'response': ANSWER}, 'code'),
+}
+
+
+def chat(*turns):
+    """Return a ShareGPT row; the first letter of a turn is its speaker."""
+    names = {'h': 'human', 'g': 'gpt', 's': 'system'}
+    return {'conversations': [{'from': names[turn[0]], 'value': turn[2:]} for turn in turns]}
+
+
+def read(fields):
+    return source_formats.read(Row('f.jsonl:1', fields))
+
+
+def import_(path, source, **options):
+    config = ImportConfig(input=[source], **options)
+    files = release_import.find_inputs(config)
+    manifest = asyncio.run(STAGES['import'].run(StageRun(config, files, path)))
+    return read_rows(path), manifest.total
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_each_format_is_recognized_and_has_its_subset(name):
+    fields, subset = FORMATS[name]
+    found = read(fields)
+    assert (found.format, found.subset, list(found.data)) == (name, subset, PAIR)
+    assert not found.repairs and not found.reason
+
+
+@pytest.mark.parametrize(
+    'turns, data, repairs',
+    [
+        ('g:A h:Q g:B', 'Q B', ['answers before the first question removed']),
+        ('h:Q g:A h:R', 'Q A', ['last question without an answer removed']),
+        ('h:Q h:R g:A', 'Q\n\nR A', ['consecutive messages of a speaker joined']),
+        ('h:Q g:A g:B', 'Q A\n\nB', ['consecutive messages of a speaker joined']),
+        ('s:S h:Q g:A', 'S\n\nQ A', ['system message put before the first question']),
+        ('s: h:Q g:A', 'Q A', []),
+        ('h:Q g:A h: g:B', 'Q A', ['cut before an empty message']),
+        (
+            'g:A h:Q g:B h:R g: g:C',
+            'Q B',
+            [
+                'cut before an empty message',
+                'answers before the first question removed',
+                'last question without an answer removed',
+            ],
+        ),
+    ],
+)
+def test_repairs(turns, data, repairs):
+    found = read(chat(*turns.split(' ')))
+    assert list(found.data) == data.split(' ')
+    assert list(found.repairs) == repairs
+
+
+@pytest.mark.parametrize(
+    'fields, reason, detail',
+    [
+        (chat(), source_formats.NO_TURN, 'no messages'),
+        (chat('g:A', 'h:Q'), source_formats.NO_TURN, 'speakers: gpt, human'),
+        (chat('h: ', 'g:A'), source_formats.NO_TURN, 'speakers: human, gpt'),
+        (
+            {'messages': [{'role': 'tool', 'content': 'x'}]},
+            source_formats.SPEAKER,
+            "'tool'",
+        ),
+        ({'messages': [{'role': 'user', 'content': [1]}]}, source_formats.MALFORMED, 'a message'),
+        ({'messages': [{'role': 'user'}]}, source_formats.MALFORMED, "'messages' must be a list"),
+        ({'data': 'text'}, source_formats.MALFORMED, "'data' must be a list"),
+        ({'query': 'Q', 'response': None}, source_formats.NO_TURN, 'speakers: user, assistant'),
+        ({'query': 'Q', 'response': '\ud800'}, source_formats.MALFORMED, 'message 2'),
+    ],
+)
+def test_what_cannot_be_repaired(fields, reason, detail):
+    found = read(fields)
+    assert (found.reason, list(found.data)) == (reason, [])
+    assert found.detail.startswith(detail)
+
+
+def test_an_unknown_format_names_its_fields(tmp_path):
+    source = write_rows(tmp_path / 'f.jsonl', [{'instruction': 'Q', 'output': 'A'}])
+    with pytest.raises(UserError, match=r'f\.jsonl:1 has the fields instruction, output, which no'):
+        import_(tmp_path / 'out', source)
+
+
+def test_every_row_is_counted(tmp_path):
+    rows = [
+        {'id': 'a', **chat(f'h:{QUESTION}', f'g:{ANSWER}')},
+        {'id': 'a', **chat(f'g:{ANSWER}', f'h:{QUESTION}', f'g:{ANSWER}', f'h:{QUESTION}')},
+        {'id': 'a', **chat(f'h:{QUESTION}', f'g:{ANSWER}')},
+        chat(f'h:{QUESTION}', f'g:{ANSWER}'),
+        {'id': 0, **chat('g:Hello')},
+        {'id': 1, **chat('h:Où est la gare de Lyon ?', 'g:Elle est dans le douzième.')},
+    ]
+    source = write_rows(tmp_path / 'chats.jsonl', rows)
+    source.write_text(source.read_text('utf-8') + '\n{"id": "cut\n', 'utf-8')
+    found, total = import_(tmp_path / 'out', source, license='CC0', url='https://a.b')
+    assert [row['id'] for row in found] == ['a', 'a-2', 'a-3', 'chats-4']
+    assert all(row['data'] == PAIR for row in found)
+    assert found[1]['source'] == {
+        'id': 'a',
+        'title': 'chats.jsonl',
+        'url': 'https://a.b',
+        'license': 'CC0',
+    }
+    assert total.dropped == {source_formats.NO_TURN: 1, 'language': 1, 'bad row': 1}
+    assert total.counts == {
+        'bad rows of chats.jsonl': 1,
+        'format: ShareGPT': 6,
+        'repair: answers before the first question removed': 1,
+        'repair: id added or made unique': 3,
+        'repair: last question without an answer removed': 1,
+    }
+
+
+def test_files_of_all_kinds(tmp_path):
+    fields = FORMATS['MetaMathQA'][0]
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    (folder / 'a.json').write_text(json.dumps([fields, fields], indent=1))
+    (folder / 'b.jsonl.bz2').write_bytes(bz2.compress(json.dumps(fields).encode()))
+    messages = [{**FORMATS['messages'][0], 'prompt_id': 'x'}]
+    parquet.write_table(pyarrow.Table.from_pylist(messages), folder / 'c.parquet')
+    (folder / 'notes.txt').write_text('No data.')
+    found, _ = import_(tmp_path / 'out', folder)
+    assert [row['id'] for row in found] == ['a-1', 'a-2', 'b-1', 'c-1']
+    assert [row['subset'] for row in found] == [*3 * ['math'], 'chat_agnostic']
+    assert all(row['data'] == PAIR and row['language'] == 'en' for row in found)
+
+
+def test_the_subset_of_a_row_wins(tmp_path):
+    rows = [{'id': str(n), 'data': PAIR} for n in range(2)]
+    rows[1] |= {'language': 'fr', 'subset': 'code'}
+    found, _ = import_(tmp_path / 'out', write_rows(tmp_path / 'f.jsonl', rows), subset='math')
+    assert [(row['language'], row['subset']) for row in found] == [('en', 'math'), ('fr', 'code')]
