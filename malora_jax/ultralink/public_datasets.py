@@ -1,6 +1,6 @@
 """Rows of public datasets as rows of `conversations`.
 
-Rows are English unless they have a field `language`. Chats that are in another language are
+Rows are English, unless they are rows of `conversations` already. Chats in another language are
 rejected, as `--keep-lang en` of FastChat's cleaning does (fastchat/data/optional_clean.py at
 0e6d3e4b). A row without an id gets one from its file and its number, and an id that an earlier row
 has gets a suffix.
@@ -18,8 +18,9 @@ from malora_jax.ultralink.settings import Settings, setting
 from malora_jax.ultralink.stage import ItemOutcome, excerpt
 
 _LANGUAGE = 'en'
-# Fields of `conversations` that a row may have already.
-_KEPT = ('language', 'subset', 'document', 'source')
+# Fields of `conversations`. In rows without the first three, fields of the same names may have
+# another meaning, such as the name of a language.
+_OWN_FIELDS = ('data', 'language', 'subset', 'document', 'source')
 # Fields for the id and the number of a row in its file; the id is '' if the row has none.
 _OWN_ID, _NUMBER = '\0id', '\0number'
 
@@ -73,7 +74,7 @@ def convert(row: Row, file: str, dataset: PublicDataset) -> ItemOutcome:
         dataset: Facts on the dataset.
 
     Raises:
-        UserError: The format is unknown, or the row's own language, subset or source is not valid.
+        UserError: The format is unknown, or a row of `conversations` is not valid.
     """
     own_id, identifier = row.fields[_OWN_ID], row.fields['id']
     added = (_OWN_ID, _NUMBER, *([] if own_id else ['id']))
@@ -83,6 +84,7 @@ def convert(row: Row, file: str, dataset: PublicDataset) -> ItemOutcome:
     if found.reason:
         text = excerpt(json.dumps(given, ensure_ascii=False, default=str))
         return ItemOutcome((), found.reason, counts, detail=found.detail, text=text)
+    is_own = {*_OWN_FIELDS[:3]} <= given.keys()
     values = {
         'id': own_id or row.fields[_NUMBER],
         'title': file,
@@ -93,14 +95,14 @@ def convert(row: Row, file: str, dataset: PublicDataset) -> ItemOutcome:
         'language': _LANGUAGE,
         'subset': found.subset if dataset.subset == 'auto' else dataset.subset,
         'source': attribution.source_of(row, **values),
-        **{name: given[name] for name in _KEPT if name in given},
+        **({name: given[name] for name in given if name in _OWN_FIELDS} if is_own else {}),
         'id': identifier,
         'data': list(found.data),
     }
     conversation = conversations.read(Row(row.location, fields))
     text = '\n'.join(conversation.data)
     # The language of mathematics and code cannot be identified as reliably.
-    is_checked = 'language' not in given and conversation.subset == 'chat_agnostic'
+    is_checked = not is_own and conversation.subset == 'chat_agnostic'
     if is_checked and identify_language(text) != _LANGUAGE:
         detail = f'{describe_language(text)}, not {_LANGUAGE}'
         return ItemOutcome((), 'language', counts, detail=detail, text=excerpt(text))

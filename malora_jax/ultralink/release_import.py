@@ -66,7 +66,7 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """
     if not folder.is_dir():
         raise UserError(f'There is no folder {folder}.')
-    if (folder / release_export.TRAINING_FOLDER).is_dir():
+    if _is_exported(folder):
         return _exported_files(folder)
     paths_by_name = {name: sorted(folder.rglob(name)) for name in FILE_NAMES}
     missing = [name for name, paths in paths_by_name.items() if not paths]
@@ -76,6 +76,10 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
         if len(paths) > 1:
             raise UserError(f'{paths[0]} and {paths[1]} have the same name: remove one.')
     return [paths[0] for paths in paths_by_name.values()]
+
+
+def _is_exported(folder: pathlib.Path) -> bool:
+    return (folder / release_export.TRAINING_FOLDER).is_dir()
 
 
 def _exported_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -133,13 +137,10 @@ def _files_at(path: pathlib.Path) -> list[pathlib.Path]:
     if not path.is_dir():
         check_file(path)
         return [path]
-    inside = sorted(
-        file for file in path.rglob('[!.]*') if file.is_file() and file_kind(file) in _DATA_SUFFIXES
-    )
-    is_release = any(file.name in FILE_NAMES for file in inside)
-    if is_release or not inside:
-        return find_files(path)
-    return inside
+    inside = sorted(file for file in path.rglob('[!.]*') if file.is_file())
+    public = [file for file in inside if file_kind(file) in _DATA_SUFFIXES]
+    is_release = _is_exported(path) or any(file.name in FILE_NAMES for file in inside)
+    return find_files(path) if is_release or not public else public
 
 
 def prepare(run: StageRun[ImportConfig]) -> PreparedStage:

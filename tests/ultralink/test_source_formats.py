@@ -186,8 +186,9 @@ def test_files_of_all_kinds(tmp_path):
     assert all(row['data'] == PAIR and row['language'] == 'en' for row in found)
 
 
-def test_the_subset_of_a_row_wins(tmp_path):
-    rows = [{'id': str(n), 'data': PAIR} for n in range(2)]
-    rows[1] |= {'language': 'fr', 'subset': 'code'}
+def test_a_row_of_conversations_keeps_its_fields(tmp_path):
+    rows = [{'id': str(n), 'data': PAIR, 'language': 'English', 'source': 'web'} for n in range(2)]
+    rows[1] |= {'language': 'fr', 'subset': 'code', 'source': {'id': 'x'}}
     found, _ = import_(tmp_path / 'out', write_rows(tmp_path / 'f.jsonl', rows), subset='math')
     assert [(row['language'], row['subset']) for row in found] == [('en', 'math'), ('fr', 'code')]
+    assert [row['source'] for row in found] == [{'id': '0', 'title': 'f.jsonl'}, {'id': 'x'}]
