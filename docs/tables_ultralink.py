@@ -99,6 +99,15 @@ _ULTRALINK: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 }
 
 
+def ultralink_rephrasings() -> str:
+    """Return the table of rows of MetaMathQA's kind that are dropped as near-duplicates."""
+    rows = [['rows', 'number', 'near-duplicates', 'share']]
+    for kind, counts in load('ultralink_rephrasings')['values']['kinds'].items():
+        share = counts['dropped'] / counts['rows']
+        rows.append([kind, f'{counts["rows"]:,}', f'{counts["dropped"]:,}', f'{share:.0%}'])
+    return markdown.table(rows)
+
+
 def offline_dialogues() -> str:
     """Return the table of what became of the segments that a small model was asked about."""
     values = load('ultralink_offline')['values']
@@ -128,6 +137,7 @@ def humaneval_translations() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     'ultralink measurements': ultralink,
     'ultralink estimates': ultralink_estimates,
+    'ultralink rephrasings': ultralink_rephrasings,
     'offline dialogues': offline_dialogues,
     'humaneval translations': humaneval_translations,
 }

@@ -2,8 +2,8 @@
 
 Two stages change ids, so that an item is found under several: `documents` makes LANGUAGE-ID-NUMBER
 of the id of a document, and `translate` makes LANGUAGE-ID of the id of a conversation. A document
-is also found as LANGUAGE-ID. The released files have new ids; there, an item is recognized by its
-messages.
+is also found as LANGUAGE-ID. The released files have new ids; attributions have those before, and
+without them, an item is recognized by its messages.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import Any
 from malora_jax import commands
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
-from malora_jax.ultralink import conversations, manifest, release_export, shards
+from malora_jax.ultralink import attribution, conversations, manifest, release_export, shards
 from malora_jax.ultralink.manifest import StageManifest, read_manifest
 from malora_jax.ultralink.pipeline import NAMES
 from malora_jax.ultralink.settings import Settings, setting
@@ -182,6 +182,11 @@ def _unreleased_id(
     parts = release_export.split_id(identifier)
     name = f'{parts[0]}_{parts[1]}.jsonl' if parts else ''
     files = [folder / name for folder in releases if name and (folder / name).is_file()]
+    for path in filter(pathlib.Path.is_file, map(attribution.path_of, files)):
+        for row in shards.read_json_rows(path):
+            if row.fields.get('id') == identifier:
+                return shards.text_field(row, 'conversation')
+    # Releases of earlier versions have no attributions.
     released = [
         (name, row.fields.get('data'))
         for file in files

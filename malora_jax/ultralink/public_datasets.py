@@ -57,9 +57,10 @@ def with_unique_ids(rows: Iterable[Row], stem: str, seen: set[str]) -> Iterator[
         own_id = str(value).strip() if isinstance(value, str | int) else ''
         identifier = unique = own_id or f'{stem}-{number}'
         repetitions = 1
+        # A suffix such as -2 could make the id of a segment of a document.
         while unique in seen:
             repetitions += 1
-            unique = f'{identifier}-{repetitions}'
+            unique = f'{identifier}#{repetitions}'
         seen.add(unique)
         added = {'id': unique, _OWN_ID: own_id, _NUMBER: str(number)}
         yield Row(row.location, {**row.fields, **added})

@@ -79,6 +79,63 @@ def test_from_english_to_a_report(tmp_path, weights):
     assert (tmp_path / 'report' / 'lengths.png').exists()
 
 
+def test_the_english_rows_of_public_datasets_are_all_released(tmp_path, weights):
+    """The release has all English rows, and the translations of those that are selected."""
+    turns = [
+        {'from': speaker, 'value': text}
+        for speaker, text in (('gpt', 'Hi.'), ('human', CHAT), ('gpt', 'Walk, and take breaks.'))
+    ]
+    chats = [
+        {'id': f'chat-{n}', 'conversations': [*turns, {'from': 'human', 'value': f'Number {n}'}]}
+        for n in range(4)
+    ]
+    chats.append({'id': 'chat-0', 'conversations': turns})
+    math = {'query': translated_texts.MATHS.english, 'response': translated_texts.MATHS.english}
+    code = {'instruction': 'Print 1 in Python.', 'response': '```python\nprint(1)\n```'}
+    files = {
+        'chat': tmp_path / 'sharegpt.json',
+        'math': write_rows(tmp_path / 'MetaMathQA.jsonl', 3 * [math]),
+        'code': write_rows(tmp_path / 'magicoder.jsonl', [code]),
+    }
+    files['chat'].write_text(json.dumps(chats))
+    home = tmp_path / 'data'
+    for subset, path in files.items():
+        out = run_successfully('import', f'--input={path}', f'--output={home}/en/{subset}')
+        if subset == 'chat':
+            assert 'repair: answers before the first question removed: 5' in out
+            assert 'repair: last question without an answer removed: 4' in out
+            assert 'repair: id added or made unique: 1' in out
+    with serve_stub(answer=answer) as stub:
+        model = ('--llm=m', f'--base-url={stub.address}')
+        out = f'--output={home}/en/agnostic'
+        run_successfully('criteria', f'--input={home}/en/chat', out, *model)
+        out = f'--output={home}/fr/math'
+        run_successfully('translate', '--language=fr', f'--input={home}/en/math', out, *model)
+    rows = [*(f'{home}/en/{subset}' for subset in files), f'{home}/fr/math']
+    run_successfully('prune', f'--input={",".join(rows)}', f'--output={home}/pruned')
+    out = run_successfully('export', f'--input={home}/pruned', f'--output={home}/release')
+    # Each row is also in the file of the translations, because near-duplicates in math are kept.
+    assert sorted(out.splitlines()) == [
+        'en_chat_agnostic.jsonl: 5 rows',
+        'en_code.jsonl: 1 rows',
+        'en_math.jsonl: 3 rows',
+        'fr_math.jsonl: 3 rows',
+    ]
+    out = run_successfully('import', f'--input={home}/release', f'--output={tmp_path}/imported')
+    assert out.startswith('import: 12 items, 12 kept, 12 rows')
+    out = run_successfully(
+        'report',
+        f'--input={tmp_path}/imported',
+        f'--stages={home}/en/chat,{home}/pruned',
+        f'--tokenizer={weights}',
+        f'--output={tmp_path}/report',
+    )
+    assert '| en | 0 (10K) | 5 (67K) | 3 (395K) | 1 (186K) | 9 (658K) |' in out
+    assert f"Tokens are those of {weights}, but the paper's are those of cl100k" in out
+    out = run_successfully('explain', 'fr_math_2', f'--stages={home}')
+    assert 'kept as fr-MetaMathQA-3' in out and 'released as fr_math_2' in out
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [

@@ -153,7 +153,7 @@ def test_every_row_is_counted(tmp_path):
     source = write_rows(tmp_path / 'chats.jsonl', rows)
     source.write_text(source.read_text('utf-8') + '\n{"id": "cut\n', 'utf-8')
     found, total = import_(tmp_path / 'out', source, license='CC0', url='https://a.b')
-    assert [row['id'] for row in found] == ['a', 'a-2', 'a-3', 'chats-4']
+    assert [row['id'] for row in found] == ['a', 'a#2', 'a#3', 'chats-4']
     assert all(row['data'] == PAIR for row in found)
     assert found[1]['source'] == {
         'id': 'a',
