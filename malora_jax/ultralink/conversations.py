@@ -54,7 +54,7 @@ def read(row: Row) -> Conversation:
     Raises:
         UserError: A field is missing or not valid; the message names the place of the row.
     """
-    identifier, language = text_field(row, 'id'), text_field(row, 'language')
+    identifier, language = _required(row, 'id'), _required(row, 'language')
     if language not in LANGUAGES:
         raise UserError(f'{row.location}: {unknown_name("language", language, LANGUAGES)}')
     document = text_field(row, 'document') if 'document' in row.fields else ''
@@ -62,6 +62,15 @@ def read(row: Row) -> Conversation:
     if subset not in SUBSETS:
         raise UserError(f'{row.location}: {unknown_name("subset", subset, SUBSETS)}')
     return Conversation(identifier, language, subset, messages(row), document, read_source(row))
+
+
+def _required(row: Row, name: str) -> str:
+    if row.fields.get(name) is None:
+        raise UserError(
+            f'{row.location} has no {name!r}: if the rows are those of a public dataset, run '
+            '`import` first, and give its output as --input.'
+        )
+    return text_field(row, name)
 
 
 def messages(row: Row) -> list[str]:

@@ -9,7 +9,7 @@ from malora_jax.ultralink.manifest import read_manifest
 
 # Names of all commands, in the order in which they are used, by the heading of their group.
 GROUPS = {
-    'Make data: import, generate, select, translate and prune conversations; inspect the steps.': (
+    'Make data: generate, select, translate and prune conversations; inspect what happened.': (
         'import',
         'documents',
         'dialogues',
@@ -19,7 +19,7 @@ GROUPS = {
         'explain',
         'cache',
     ),
-    'Release data: write and describe files of conversations.': (
+    'Release data: write, read and describe files of conversations.': (
         'export',
         'report',
     ),
