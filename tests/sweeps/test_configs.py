@@ -67,7 +67,7 @@ OWN_SWEEPS = {
     'learning_rate': 12,
     'ultralink_pruning': 10,
     'fair_rates': 30,
-    'fair_methods': 92,
+    'fair_methods': 110,
     'fair_task_counts': 72,
     'fair_real_rates': 9,
     'fair_real_tasks': 9,
