@@ -4,7 +4,7 @@ Command:
     python -m experiments.sweep --config=configs/sweeps/fair_methods.py \
       --workdir=runs/fair_methods --records=docs/results/fair_methods --jobs=2
 
-docs/comparison_protocol.md explains the rows, and docs/comparison.md shows the results. To begin
+docs/comparison_protocol.md explains the rows, and docs/fair_comparison.md shows the results. To begin
 with one seed of each row, add --config.seeds="(0,)"; the sweep grows when the command is repeated
 without it.
 
