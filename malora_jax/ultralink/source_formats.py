@@ -12,8 +12,8 @@
 
 Repairs, in this order:
 
-1. A conversation ends before its first empty message, answers before the first question are
-   removed, and so is a last question without an answer. FastChat's cleaning does the same
+1. Answers before the first question are removed, the conversation ends before its first empty
+   message, and a last question without an answer is removed. FastChat's cleaning does the same
    (lm-sys/FastChat at 0e6d3e4b, fastchat/data/clean_sharegpt.py).
 2. Consecutive messages of a speaker are joined with a blank line, as Mistral does before it
    tokenizes a chat (mistralai/mistral-common, protocol/instruct/normalize.py, `_DEFAULT_JOIN_STR`).
@@ -179,8 +179,8 @@ def _joined(chat: list[_Message]) -> list[_Message]:
 
 # Function that makes a repair, by its name in the counts of the stage.
 _REPAIRS = {
-    'cut before an empty message': _until_empty,
     'answers before the first question removed': _from_question,
+    'cut before an empty message': _until_empty,
     'last question without an answer removed': _to_answer,
     'consecutive messages of a speaker joined': _joined,
 }

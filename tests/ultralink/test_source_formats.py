@@ -13,11 +13,11 @@ from pyarrow import parquet
 
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
-from malora_jax.ultralink import release_import, source_formats
+from malora_jax.ultralink import public_datasets, release_import, source_formats
 from malora_jax.ultralink.release_import import ImportConfig
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.ultralink.helpers import read_rows, write_rows
+from tests.ultralink.helpers import contents, read_rows, write_rows
 
 QUESTION = 'How many minutes are there in three hours, and how many in half a day?'
 ANSWER = 'There are 180 minutes in three hours, and 720 minutes in half a day.'
@@ -94,12 +94,13 @@ def test_each_format_is_recognized_and_has_its_subset(name):
         ('s:S h:Q g:A', 'S\n\nQ A', ['system message put before the first question']),
         ('s: h:Q g:A', 'Q A', []),
         ('h:Q g:A h: g:B', 'Q A', ['cut before an empty message']),
+        ('g: h:Q g:A', 'Q A', ['answers before the first question removed']),
         (
             'g:A h:Q g:B h:R g: g:C',
             'Q B',
             [
-                'cut before an empty message',
                 'answers before the first question removed',
+                'cut before an empty message',
                 'last question without an answer removed',
             ],
         ),
@@ -169,6 +170,37 @@ def test_every_row_is_counted(tmp_path):
         'repair: id added or made unique': 3,
         'repair: last question without an answer removed': 1,
     }
+
+
+def test_an_interrupted_import_resumes_with_the_same_bytes(tmp_path, monkeypatch):
+    rows = [{'id': 'a', **chat(f'h:{QUESTION} {n}', f'g:{ANSWER}')} for n in range(7)]
+    source = write_rows(tmp_path / 'chats.jsonl', rows)
+
+    def import_to(path):
+        config = ImportConfig(input=[source])
+        given = StageRun(config, release_import.find_inputs(config), path, shard_items=2)
+        return asyncio.run(STAGES['import'].run(given))
+
+    import_to(tmp_path / 'whole')
+    identified = []
+
+    def interrupt(text):
+        identified.append(text)
+        if len(identified) == 6:
+            raise UserError('interrupted')
+        return 'en'
+
+    with monkeypatch.context() as patch:
+        patch.setattr(public_datasets, 'identify_language', interrupt)
+        with pytest.raises(UserError, match='interrupted'):
+            import_to(tmp_path / 'resumed')
+    assert len(contents(tmp_path / 'resumed')) < len(contents(tmp_path / 'whole'))
+    import_to(tmp_path / 'resumed')
+    assert contents(tmp_path / 'resumed') == contents(tmp_path / 'whole')
+    assert [row['id'] for row in read_rows(tmp_path / 'whole')] == [
+        'a',
+        *(f'a#{n}' for n in range(2, 8)),
+    ]
 
 
 def test_files_of_all_kinds(tmp_path):
