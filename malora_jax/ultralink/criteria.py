@@ -99,8 +99,7 @@ def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
         conversation, found = _conversation(row)
         if conversation is None:
             text = excerpt(json.dumps(row.fields['conversations'], ensure_ascii=False))
-            detail = f'{found.reason}; {found.detail}'
-            return ItemOutcome(reason='not in turn', detail=detail, text=text)
+            return ItemOutcome(reason='not in turn', detail=found.detail, text=text)
         repairs = source_formats.count_repairs(found.repairs)
         fault = rule_fault(conversation.data, config)
         transcript = _transcript(conversation.data)

@@ -227,7 +227,8 @@ def test_prune(tmp_path):
         conversation(key, ' '.join(words[start : start + 30]), 'Oui.', language='fr')
         for key, start in (('a', 0), ('b', 0), ('c', 40), ('d', 80))
     ]
-    found = run('prune', PruneConfig(math=1), rows, tmp_path)
+    config = PruneConfig(math=1, math_near_duplicates='remove')
+    found = run('prune', config, rows, tmp_path)
     assert (found['b']['reason'], found['b']['detail']) == ('near-duplicate', 'of a')
     others = [row for key, row in found.items() if key != 'b']
     assert [(row['reason'], row['detail']) for row in others] == [
