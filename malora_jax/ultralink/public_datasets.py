@@ -107,6 +107,8 @@ def convert(row: Row, file: str, dataset: PublicDataset) -> ItemOutcome:
     if is_checked and identify_language(text) != _LANGUAGE:
         detail = f'{describe_language(text)}, not {_LANGUAGE}'
         return ItemOutcome((), 'language', counts, detail=detail, text=excerpt(text))
-    repairs = [*found.repairs, *([] if identifier == own_id else ['id added or made unique'])]
+    repairs = list(found.repairs)
+    if identifier != own_id:
+        repairs.append('id made unique' if own_id else 'id added')
     counts |= source_formats.count_repairs(repairs)
     return ItemOutcome([conversation.row], '', counts)

@@ -104,7 +104,7 @@ def test_the_english_rows_of_public_datasets_are_all_released(tmp_path, weights)
         if subset == 'chat':
             assert 'repair: answers before the first question removed: 5' in out
             assert 'repair: last question without an answer removed: 4' in out
-            assert 'repair: id added or made unique: 1' in out
+            assert 'repair: id made unique: 1' in out
     with serve_stub(answer=answer) as stub:
         model = ('--llm=m', f'--base-url={stub.address}')
         out = f'--output={home}/en/agnostic'

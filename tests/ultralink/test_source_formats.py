@@ -167,7 +167,8 @@ def test_every_row_is_counted(tmp_path):
         'bad rows of chats.jsonl': 1,
         'format: ShareGPT': 6,
         'repair: answers before the first question removed': 1,
-        'repair: id added or made unique': 3,
+        'repair: id added': 1,
+        'repair: id made unique': 2,
         'repair: last question without an answer removed': 1,
     }
 
