@@ -28,7 +28,7 @@ _RENAMED = {
 }
 
 # Settings that manifests of earlier versions lack, by stage, with the value that they had.
-_ADDED = {'prune': {'english': 'keep'}}
+_ADDED = {'prune': {'english': 'keep'}, 'judge': {'protocol': 'both_orders'}}
 
 
 @dataclasses.dataclass(frozen=True)
