@@ -7,9 +7,10 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.ultralink.evaluation import mgsm
 from malora_jax.ultralink.evaluation.mgsm import MgsmConfig
-from malora_jax.ultralink.languages import LANGUAGES, identify_language
+from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
+from malora_jax.ultralink.text.language_identification import identify_language
 from tests.ultralink.helpers import FakeModel, read_rows
 
 
