@@ -362,7 +362,7 @@ fault.""",
     Stage(
         name=answers.STAGE,
         purpose='Let a model answer questions, such as those of OMGEval, for `judge` to compare.',
-        details='The prompt is the question alone. Empty and truncated answers are kept and counted.',
+        details='The prompt is the question. Empty and truncated answers are kept and counted.',
         examples=(
             '--input=OMGEval/data/OMGEval_French.txt --llm=local:runs/fr --output=results/answers',
         ),

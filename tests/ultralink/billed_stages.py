@@ -123,6 +123,10 @@ def _problem(number: int) -> dict[str, Any]:
     return {'question': question, 'answer_number': str(number % 100)}
 
 
+def _question(number: int) -> dict[str, Any]:
+    return {'id': f'q-{number}', 'question': english(random.Random(number), 20)}
+
+
 def _judge_config(root: pathlib.Path) -> JudgeConfig:
     rows = ({**_answers(number), 'answer': f'Answer {number}.'} for number in range(80))
     return JudgeConfig('en', write_rows(root / 'baseline.jsonl', rows))

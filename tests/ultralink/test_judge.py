@@ -142,3 +142,12 @@ def test_the_interval_holds_the_true_rate_as_often_as_it_says():
 def test_no_scores():
     with pytest.raises(UserError, match='No question has a verdict'):
         win_rate([])
+
+
+def test_questions_in_another_language_are_refused(tmp_path):
+    question = '¿Cuál es el río más largo de España y por qué ciudades pasa antes de llegar al mar?'
+    rows = [{'id': str(n), 'question': question, 'answer': 'a'} for n in range(2)]
+    path = write_rows(tmp_path / 'rows.jsonl', rows)
+    given = StageRun(JudgeConfig('fr', path), [path], tmp_path / 'out', model=FakeModel(longer))
+    with pytest.raises(UserError, match=r'rows.jsonl: the questions are not in French \(fr\)'):
+        asyncio.run(STAGES['judge'].run(given))

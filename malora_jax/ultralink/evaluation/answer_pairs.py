@@ -54,8 +54,8 @@ def open_baseline(run: StageRun[Any], baseline: pathlib.Path) -> Callable[[Row],
         return question_key(row) if by_question else text_field(row, 'id')
 
     def read_pair(row: Row) -> AnswerPair:
-        fields = (text_field(row, name) for name in ('id', 'question', 'answer'))
-        return AnswerPair(*fields, answers[key(row)])
+        identifier, question = text_field(row, 'id'), text_field(row, 'question')
+        return AnswerPair(identifier, question, text_field(row, 'answer'), answers[key(row)])
 
     selected = list(run.selection.select(question_files.read(run.inputs), run.seed))
     missing = [row for row in selected if key(row) not in answers]

@@ -255,6 +255,8 @@ def _both_orders(run: StageRun[JudgeConfig]) -> _Protocol:
 
 def _omgeval_protocol(run: StageRun[JudgeConfig]) -> _Protocol:
     path = run.config.template
+    if path is None:
+        raise UserError(f'--protocol=omgeval needs --template=FILE, {omgeval.TEMPLATE_EXAMPLE}.')
     template = omgeval.read_template(path)
     check_file_language(
         [message.content for message in template.messages],

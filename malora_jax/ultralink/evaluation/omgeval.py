@@ -35,7 +35,10 @@ from malora_jax.ultralink.llm.chat import ChatMessage, Reply
 _PLACEHOLDERS = ('instruction', 'output_1', 'output_2')
 _PLACEHOLDER = re.compile('|'.join(f'{{({name})}}' for name in _PLACEHOLDERS))
 _MESSAGE = re.compile(r'<\|im_start\|>(\w+)[^\n]*\n(.*?)<\|im_end\|>', re.DOTALL)
-_WHERE = 'such as evaluator_prompts/gpt4_template/fr.txt in a copy of github.com/blcuicall/OMGEval'
+# Example of a template, for messages.
+TEMPLATE_EXAMPLE = (
+    'such as evaluator_prompts/gpt4_template/fr.txt in a copy of github.com/blcuicall/OMGEval'
+)
 
 
 class Template:
@@ -61,7 +64,7 @@ class Template:
         )
 
 
-def read_template(path: pathlib.Path | None) -> Template:
+def read_template(path: pathlib.Path) -> Template:
     """Read a template in the format of OMGEval and AlpacaEval.
 
     Args:
@@ -71,8 +74,6 @@ def read_template(path: pathlib.Path | None) -> Template:
         UserError: There is no such file, it is not in this format, or a placeholder is missing or
             repeated.
     """
-    if path is None:
-        raise UserError(f'--protocol=omgeval needs --template=FILE, {_WHERE}.')
     check_file(path)
     try:
         text = path.read_text('utf-8-sig')
@@ -84,7 +85,7 @@ def read_template(path: pathlib.Path | None) -> Template:
     ):
         raise UserError(
             f'{path} is not a template of OMGEval, which has a message <|im_start|>system … '
-            f'<|im_end|> and then <|im_start|>user … <|im_end|>; give its file, {_WHERE}.'
+            f'<|im_end|> and then <|im_start|>user … <|im_end|>; give its file, {TEMPLATE_EXAMPLE}.'
         )
     content = '\n'.join(message.content for message in messages)
     for name in _PLACEHOLDERS:

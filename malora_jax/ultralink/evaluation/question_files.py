@@ -18,9 +18,9 @@ from malora_jax.ultralink import shards
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
     """Yield a row with `id`, `question` and, if the input has it, `answer` for each question.
 
-    A file without ids gets FILE-NUMBER, such as OMGEval_French-17: the name of the file without its
-    suffix, and the number of the line or object. `occurrence` is the number of earlier rows with
-    the same question, because some files of OMGEval repeat a question.
+    A row without an id gets FILE-NUMBER, such as OMGEval_French-17: the name of the file without
+    its suffix, and the number of the question, from 1. `occurrence` is the number of earlier rows
+    with the same question, because some files of OMGEval repeat a question.
 
     Args:
         paths: Text files (.txt) with one question per line, of which blank lines are skipped; JSON
