@@ -13,7 +13,8 @@ from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.manifest import read_manifest
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.ultralink.helpers import FakeModel, read_rows, write_rows
+from tests.helpers.openai_stub import serve_stub
+from tests.ultralink.helpers import FakeModel, read_rows, run_successfully, write_rows
 from tests.ultralink.test_question_files import write_outputs
 
 # In the format of OMGEval's templates, but not their text.
@@ -175,3 +176,37 @@ def test_an_output_from_before_the_protocols_can_be_extended(tmp_path):
     assert '"protocol"' not in file.read_text()
     assert read_manifest(tmp_path / 'out').settings['protocol'] == 'both_orders'
     asyncio.run(STAGES['judge'].run(given))
+
+
+def test_the_commands_from_questions_to_a_win_rate(tmp_path):
+    """The output of `answers` is judged against a file of OMGEval, and nothing is paid twice."""
+    questions = [f'Où se trouve la ville numéro {number} ?' for number in range(30)]
+    (tmp_path / 'questions.txt').write_text('\n'.join(questions), 'utf-8')
+    theirs = [(question, f'theirs {number}') for number, question in enumerate(questions)]
+    baseline = write_outputs(tmp_path / 'theirs.json', reversed(theirs))
+
+    def answer(body):
+        text = body['messages'][-1]['content']
+        if 'theirs' not in text:
+            return 'ours'
+        return FIRST if text.index('ours') < text.index('theirs') else SECOND
+
+    with serve_stub(answer=answer) as stub:
+        llm = ('--llm=m', f'--base-url={stub.address}')
+        ask = ('answers', f'--input={tmp_path}/questions.txt', f'--output={tmp_path}/ours', *llm)
+        estimate = run_successfully(*ask, '--sample=20', '--estimate')
+        assert '20 requests' in estimate and not stub.answer_counts
+        assert run_successfully(*ask, '--sample=20').startswith(
+            'answers: 20 items, 20 kept, 20 rows'
+        )
+        run_successfully(*ask, '--sample=25')
+        assert sum(stub.answer_counts.values()) == 25
+        compare = (
+            *('judge', '--language=fr', f'--input={tmp_path}/ours', f'--baseline={baseline}'),
+            *('--protocol=omgeval', f'--template={write_template(tmp_path)}', *llm),
+            f'--output={tmp_path}/judged',
+        )
+        text = run_successfully(*compare)
+        assert 'Win rate 100.00%, standard error 0.00%: 25 wins, 0 ties, 0 losses' in text
+        assert run_successfully(*compare) == text
+        assert sum(stub.answer_counts.values()) == 50
