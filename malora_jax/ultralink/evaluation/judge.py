@@ -186,12 +186,12 @@ def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
     """
     config = run.config
     protocol = _omgeval_protocol(run) if config.protocol == OMGEVAL else _both_orders(run)
-    read_pair = answer_pairs.open_baseline(run, config.baseline)
     check_file_language(
         (text_field(row, 'question') for row in question_files.read(run.inputs)),
         config.language,
         f'{run.inputs[0]}: the questions',
     )
+    read_pair = answer_pairs.open_baseline(run, config.baseline)
 
     def expected_requests(
         row: Row, count_tokens: Callable[[str], int]
