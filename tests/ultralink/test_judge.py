@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink.evaluation import judge
-from malora_jax.ultralink.evaluation.judge import JudgeConfig, win_rate
+from malora_jax.ultralink.evaluation import judge_protocol
+from malora_jax.ultralink.evaluation.judge import JudgeConfig
+from malora_jax.ultralink.evaluation.win_rates import win_rate
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
@@ -98,7 +99,7 @@ def test_refusals_are_those_of_the_order_without_a_verdict(tmp_path):
 
 
 def test_the_last_mark_counts():
-    assert judge.parse_verdict(Reply('Either [[A]] or [[B]]: [[B]]', 'stop', 1)) == -1
+    assert judge_protocol.parse_verdict(Reply('Either [[A]] or [[B]]: [[B]]', 'stop', 1)) == -1
 
 
 def test_a_question_without_a_baseline(tmp_path):

@@ -25,10 +25,12 @@ import random
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
 from malora_jax.data.file_rows import check_file
 from malora_jax.errors import UserError
+from malora_jax.ultralink import shards
+from malora_jax.ultralink.evaluation.answer_pairs import AnswerPair
+from malora_jax.ultralink.evaluation.file_language import check_file_language
+from malora_jax.ultralink.evaluation.judge_protocol import JudgeProtocol
 from malora_jax.ultralink.llm.chat import ChatMessage, Reply
 
 # Names of the texts that a template must have once each.
@@ -36,9 +38,37 @@ _PLACEHOLDERS = ('instruction', 'output_1', 'output_2')
 _PLACEHOLDER = re.compile('|'.join(f'{{({name})}}' for name in _PLACEHOLDERS))
 _MESSAGE = re.compile(r'<\|im_start\|>(\w+)[^\n]*\n(.*?)<\|im_end\|>', re.DOTALL)
 # Example of a template, for messages.
-TEMPLATE_EXAMPLE = (
+_TEMPLATE_EXAMPLE = (
     'such as evaluator_prompts/gpt4_template/fr.txt in a copy of github.com/blcuicall/OMGEval'
 )
+
+
+def protocol(path: pathlib.Path | None, language: str, seed: int) -> JudgeProtocol:
+    """Return OMGEval's protocol.
+
+    Args:
+        path: Template of the judge's prompt.
+        language: Code of the language of the questions and of the template.
+        seed: Random seed of the orders.
+
+    Raises:
+        UserError: There is no template, it cannot be used, or it is in another language.
+    """
+    if path is None:
+        raise UserError(f'--protocol=omgeval needs --template=FILE, {_TEMPLATE_EXAMPLE}.')
+    template = read_template(path)
+    check_file_language(
+        [message.content for message in template.messages],
+        language,
+        f'{path}: the texts of the template',
+    )
+
+    def orders(pair: AnswerPair) -> Sequence[bool]:
+        if pair.answer == pair.baseline_answer:
+            return []
+        return [answer_is_first(pair.question, seed)]
+
+    return JudgeProtocol(template.fill, parse_ranking, orders, shards.digest([path]))
 
 
 class Template:
@@ -84,8 +114,8 @@ def read_template(path: pathlib.Path) -> Template:
         not messages or messages[-1].role != 'user'
     ):
         raise UserError(
-            f'{path} is not a template of OMGEval, which has a message <|im_start|>system … '
-            f'<|im_end|> and then <|im_start|>user … <|im_end|>; give its file, {TEMPLATE_EXAMPLE}.'
+            f'{path} is not a template of OMGEval, which has messages <|im_start|>system … '
+            f'<|im_end|> and <|im_start|>user … <|im_end|>; give its file, {_TEMPLATE_EXAMPLE}.'
         )
     content = '\n'.join(message.content for message in messages)
     for name in _PLACEHOLDERS:
@@ -121,10 +151,3 @@ def parse_ranking(reply: Reply) -> int | None:
         return {1: 1, 2: -1}.get(first)
     except (LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
         return None
-
-
-def standard_error(scores: Sequence[float]) -> float:
-    """Return the standard error of the mean of scores; NaN for a single score."""
-    if len(scores) < 2:
-        return float('nan')
-    return float(np.std(scores, ddof=1) / np.sqrt(len(scores)))
