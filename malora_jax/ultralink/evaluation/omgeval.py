@@ -24,6 +24,7 @@ import pathlib
 import random
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from malora_jax.data.file_rows import check_file
 from malora_jax.errors import UserError
@@ -71,15 +72,14 @@ def protocol(path: pathlib.Path | None, language: str, seed: int) -> JudgeProtoc
     return JudgeProtocol(template.fill, parse_ranking, orders, shards.digest([path]))
 
 
-class Template:
+class Template(NamedTuple):
     """Messages of the judge's prompt, with places for the question and both answers.
 
     Attributes:
         messages: Messages with the placeholders {instruction}, {output_1} and {output_2}.
     """
 
-    def __init__(self, messages: tuple[ChatMessage, ...]):
-        self.messages = messages
+    messages: tuple[ChatMessage, ...]
 
     def fill(self, question: str, first: str, second: str) -> tuple[ChatMessage, ...]:
         """Return the messages about a question and two answers."""
