@@ -7,6 +7,7 @@ Prints the counts, and the loss of held-out answers before and after, as JSON.
 """
 
 import asyncio
+import contextlib
 import json
 import pathlib
 import sys
@@ -83,7 +84,8 @@ def main(steps: int) -> None:
                 'cut': sum(size.cut_first_turns for size in sizes),
                 'dropped_answers': sum(size.dropped_answers for size in sizes),
             }
-        training.train(small_config(root / 'short', steps), root / 'run')
+        with contextlib.redirect_stdout(sys.stderr):
+            training.train(small_config(root / 'short', steps), root / 'run')
         results = json.loads((root / 'run' / 'results.json').read_text())
         tasks = results['tasks'].values()
         values['short'] |= {
