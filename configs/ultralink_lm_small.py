@@ -7,6 +7,10 @@ Command:
 The argument and the files are the same as in configs/ultralink_lm.py. SmolLM2 knows English and
 hardly any other language, so this config shows that the recipe works, not how well.
 
+Chats longer than 512 tokens are truncated, and the log warns of it. Released dialogues begin with a
+document of up to 2,000 tokens, so make shorter segments for this config; docs/guides/ultralink.md
+has the commands (`documents --segment-tokens=200`, `dialogues --context-tokens=320`).
+
 Differences from configs/ultralink_lm.py: SmolLM2's own ChatML template, learning rate 1e-3, 200
 steps of 4 packed rows of 512 tokens, uniform sampling of the languages, and 16 held-out chats each.
 

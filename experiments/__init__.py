@@ -9,7 +9,8 @@ from malora_jax import shutdown
 _RESUMABLE = (
     *('generate', 'prepare', 'scaling', 'serve', 'sweep', 'train', 'train_together'),
     *('ultralink documents', 'ultralink dialogues', 'ultralink criteria', 'ultralink translate'),
-    *('ultralink prune', 'ultralink import', 'ultralink mgsm', 'ultralink judge'),
+    *('ultralink prune', 'ultralink import', 'ultralink mgsm', 'ultralink answers'),
+    'ultralink judge',
 )
 
 

@@ -12,7 +12,7 @@ from malora_jax.data.dataset_tasks import (
     is_public_dataset,
 )
 from malora_jax.data.datasets import DATASETS, get_dataset
-from malora_jax.data.describe import describe_draws, describe_split
+from malora_jax.data.describe import describe_draws, describe_split, describe_truncation
 from malora_jax.data.encoding import (
     encode_completion,
     encode_example,
@@ -77,6 +77,7 @@ __all__ = [
     'dataset_task',
     'describe_draws',
     'describe_split',
+    'describe_truncation',
     'drop_leaked_questions',
     'encode_completion',
     'encode_example',

@@ -45,6 +45,32 @@ def describe_split(split: TaskSplit, size: TokenCounts) -> str:
     return f'{split.task_name}: {", ".join(parts)}.'
 
 
+def describe_truncation(split: TaskSplit, size: TokenCounts, sequence_length: int) -> str:
+    """Return a warning that names what truncation removes from a task; '' = nothing.
+
+    Args:
+        split: Examples of the task.
+        size: Token counts of its training examples.
+        sequence_length: T, the maximum number of positions of an example.
+    """
+    parts = []
+    if size.cut_first_turns:
+        parts.append(
+            f'{size.cut_first_turns:,} of {size.examples:,} examples are cut within their first '
+            'question or answer'
+        )
+    if size.dropped_answers:
+        parts.append(f'{size.dropped_answers:,} answers of later turns are dropped')
+    if not parts:
+        return ''
+    return (
+        f'Warning: {split.task_name}: {" and ".join(parts)}, because data.sequence_length is '
+        f'{sequence_length:,}; the longest example needs {size.longest:,}. Increase it, or make '
+        'shorter examples: for dialogues about documents, lower --segment-tokens of the stage '
+        '`documents`.'
+    )
+
+
 def describe_draws(
     draws: DrawCounts, splits: Sequence[TaskSplit], steps: int, rows: int, sequence_length: int
 ) -> str:

@@ -31,6 +31,10 @@ class TokenCounts:
         truncated: Number of examples that were too long.
         longest: Number of positions of the longest example, before truncation.
         lengths: Number of positions of each example, after truncation, shape (examples,), int32.
+        cut_first_turns: Number of examples whose first question and answer are too long together,
+            so that the beginning of the question, the end of the answer, or both are missing.
+        dropped_answers: Number of answers of later turns that were too long, so that nothing is
+            learned from them.
     """
 
     examples: int
@@ -41,6 +45,8 @@ class TokenCounts:
     lengths: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.int32), repr=False, compare=False
     )
+    cut_first_turns: int = 0
+    dropped_answers: int = 0
 
     def to_dict(self) -> dict[str, int]:
         """Return all fields but `lengths`, by name."""
@@ -111,7 +117,7 @@ def measure_examples(
             of these examples, the beginning of the longest one (and its row in a file), and the
             sequence length that it needs.
     """
-    answer_tokens = longest = 0
+    answer_tokens = longest = cut_first_turns = dropped_answers = 0
     lengths: list[int] = []
     too_long: list[tuple[int, Example]] = []
     for example in track(examples, f'tokenize {name}', 'example'):
@@ -120,7 +126,10 @@ def measure_examples(
         longest = max(longest, positions)
         if positions > sequence_length:
             too_long.append((positions, example))
+            cut_first_turns += count_positions(turns[:1]) > sequence_length
+            dropped_answers += len(turns)
             turns = truncate_turns(turns, sequence_length, tokenizer.bos_id)
+            dropped_answers -= len(turns)
         lengths.append(count_positions(turns))
         answer_tokens += sum(len(turn.answer) for turn in turns)
     if too_long and not truncate:
@@ -138,4 +147,6 @@ def measure_examples(
         len(too_long),
         longest,
         np.array(lengths, np.int32),
+        cut_first_turns,
+        dropped_answers,
     )

@@ -10,7 +10,7 @@ import jax
 
 from malora_jax import cloud_storage, errors
 from malora_jax.adapters.goat import GOAT
-from malora_jax.data import RowStreams, describe_split
+from malora_jax.data import RowStreams, describe_split, describe_truncation
 from malora_jax.distributed import hosts
 from malora_jax.distributed.mesh import use_mesh
 from malora_jax.models import Decoder
@@ -111,6 +111,9 @@ def _train(run: RunConfig, directory: RunDirectory, services: _RunServices) -> d
     for split, size in zip(setup.splits, setup.sizes, strict=True):
         if split.origin:
             hosts.print_on_first(describe_split(split, size))
+            warning = describe_truncation(split, size, run.data.sequence_length)
+            if warning:
+                hosts.print_on_first(warning)
     hosts.print_on_first(setup.describe_draws())
     if not hosts.is_first_process():
         hosts.barrier('begun')

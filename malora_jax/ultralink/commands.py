@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from malora_jax.ultralink import release_export
 from malora_jax.ultralink.evaluation import humaneval
+from malora_jax.ultralink.languages import get_language
 from malora_jax.ultralink.settings import Settings, setting
 from malora_jax.ultralink.stage import StageRun
 
@@ -47,6 +48,9 @@ class HumanevalConfig(Settings):
     originals: pathlib.Path = setting(
         'Original HumanEval file, such as HumanEval.jsonl.gz.', recorded=False
     )
+    language: str = setting(
+        'Language code of the docstrings; a file in another language is refused; default: any.', ''
+    )
     workers: int = setting(
         'Number of canonical solutions that run at the same time; default: number of CPU cores.',
         os.cpu_count() or 1,
@@ -61,5 +65,9 @@ def check_humaneval(run: StageRun[HumanevalConfig]) -> tuple[str, int]:
         Report on the faults of the rows as text, and exit status: 1 if there are faults, else 0.
     """
     config = run.config
-    diagnoses = humaneval.diagnose(config.originals, config.input, workers=config.workers)
+    if config.language:
+        get_language(config.language)
+    diagnoses = humaneval.diagnose(
+        config.originals, config.input, language=config.language, workers=config.workers
+    )
     return humaneval.format_report(diagnoses), int(any(each.faults for each in diagnoses))

@@ -20,7 +20,6 @@ from malora_jax.data.file_rows import Row, file_kind, read_rows
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, shards, source_formats
 from malora_jax.ultralink.conversations import Conversation
-from malora_jax.ultralink.languages import describe_language, identify_language
 from malora_jax.ultralink.llm.chat import (
     ChatMessage,
     ChatSampling,
@@ -43,6 +42,7 @@ from malora_jax.ultralink.stage import (
     StageRun,
     excerpt,
 )
+from malora_jax.ultralink.text.language_identification import describe_language, identify_language
 
 STAGE = 'criteria'
 # The seven criteria of the paper, in its order.

@@ -11,10 +11,14 @@ from malora_jax.data.compressed_files import open_decompressed
 from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import attribution, shards
-from malora_jax.ultralink.languages import describe_language, identify_language, to_simplified
 from malora_jax.ultralink.settings import Settings, language_setting, setting
 from malora_jax.ultralink.shards import text_field
 from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, excerpt
+from malora_jax.ultralink.text.language_identification import (
+    describe_language,
+    identify_language,
+    to_simplified,
+)
 from malora_jax.ultralink.text.segments import segments
 from malora_jax.ultralink.text.tokens import TokenCounter
 from malora_jax.ultralink.worker_processes import ITEMS_PER_WORKER, WorkerProcesses

@@ -27,7 +27,7 @@ from malora_jax.ultralink.text.printing import indented, printable
 
 COMMAND = 'explain'
 # Stages whose requests the cache has by the id of the item.
-_ASKING_STAGES = ('dialogues', 'criteria', 'translate', 'judge')
+_ASKING_STAGES = ('dialogues', 'criteria', 'translate', 'answers', 'judge')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,7 @@ _RENAMED = {
 _ADDED = {
     'documents': {'license': ''},
     'prune': {'english': 'keep', 'math_near_duplicates': 'remove'},
+    'judge': {'protocol': 'both_orders'},
     'import': {'subset': 'auto', 'url': '', 'license': ''},
 }
 
@@ -153,8 +154,12 @@ def read_manifest(path: pathlib.Path) -> StageManifest:
     try:
         shards = tuple(ShardCounts(**shard) for shard in fields['shards'])
         known = {each.name: fields.get(each.name) for each in dataclasses.fields(StageManifest)}
-        settings = _ADDED.get(fields['stage'], {}) | {
-            _RENAMED.get(name, name): value for name, value in fields['settings'].items()
+        settings = {_RENAMED.get(name, name): value for name, value in fields['settings'].items()}
+        # Settings keep their order, so that the file is written with the same bytes again.
+        settings |= {
+            name: value
+            for name, value in _ADDED.get(fields['stage'], {}).items()
+            if name not in settings
         }
         selection = Selection(**fields.get('selection', {}))
         current = {'settings': settings, 'shards': shards, 'selection': selection}

@@ -25,6 +25,7 @@ GROUPS = {
     ),
     'Evaluate models: score and compare answers, and check translated problems.': (
         'mgsm',
+        'answers',
         'judge',
         'check_humaneval',
     ),
@@ -40,6 +41,7 @@ READERS = {
     'prune': _CONVERSATION_READERS,
     'import': _CONVERSATION_READERS,
     'mgsm': (),
+    'answers': ('judge',),
     'judge': (),
 }
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from malora_jax.data.file_rows import Row
 from malora_jax.ultralink import attribution, conversations, source_formats
 from malora_jax.ultralink.conversations import SUBSETS
-from malora_jax.ultralink.languages import describe_language, identify_language
 from malora_jax.ultralink.settings import Settings, setting
 from malora_jax.ultralink.stage import ItemOutcome, excerpt
+from malora_jax.ultralink.text.language_identification import describe_language, identify_language
 
 _LANGUAGE = 'en'
 # Fields of `conversations`. In rows without the first three, fields of the same names may have

@@ -23,7 +23,7 @@ from malora_jax.ultralink import (
     stage,
     translate,
 )
-from malora_jax.ultralink.evaluation import judge, mgsm
+from malora_jax.ultralink.evaluation import answers, judge, mgsm, question_files
 from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.settings import Settings
 from malora_jax.ultralink.stage import PreparedStage, ReadItems, StageRun
@@ -31,6 +31,10 @@ from malora_jax.ultralink.text import wikipedia
 
 _COMMAND = 'python -m experiments.ultralink'
 _ENDPOINT = '--llm=MODEL --base-url=http://127.0.0.1:8000/v1'
+_QUESTIONS = (
+    "Files of questions: a text file with one question per line, such as OMGEval's; or JSON with "
+    '`question` (or `instruction`, as in AlpacaEval) and, if there are ids, `id`.'
+)
 _CACHE_HELP = """\
 The model's replies are cached in a file, so that no request is paid for twice. The API key of the
 endpoint is read from the environment variable OPENAI_API_KEY, or the one in --api_key_variable."""
@@ -347,7 +351,7 @@ cl100k. To report on the released files, read them with the stage `import` first
 Each row must be the original problem except for the prose of its docstring. Prints the faults of
 each row, and the number of canonical solutions that pass. The exit status is 1 if any row has a
 fault.""",
-        examples=('--input=humaneval_es.json --originals=HumanEval.jsonl.gz',),
+        examples=('--language=es --input=humaneval_es.json --originals=HumanEval.jsonl.gz',),
         config=commands.HumanevalConfig,
         function=commands.check_humaneval,
     ),
@@ -368,19 +372,39 @@ fault.""",
         summary=mgsm.summary,
     ),
     Stage(
+        name=answers.STAGE,
+        purpose='Let a model answer questions, such as those of OMGEval, for `judge` to compare.',
+        details='The prompt is the question. Empty and truncated answers are kept and counted.',
+        examples=(
+            '--input=OMGEval/data/OMGEval_French.txt --llm=local:runs/fr --output=results/answers',
+        ),
+        config=answers.AnswersConfig,
+        inputs=_QUESTIONS,
+        output='Directory to write the answers into.',
+        needs=('model', 'seed'),
+        prepare=answers.prepare,
+        read=question_files.read,
+    ),
+    Stage(
         name=judge.STAGE,
         purpose='Let a model compare answers with those of a baseline, in both orders.',
-        details='Prints the win rate, in which a tie counts as half a win, and its 95% interval.',
+        details="""\
+Prints the win rate, in which a tie counts as half a win, and its 95% interval; or, with
+--protocol=omgeval, the win rate and its standard error, as AlpacaEval computes them from one order.
+The baseline must have an answer to each question.""",
         examples=(
-            '--language=fr --input=ours.jsonl --baseline=davinci.jsonl --llm=JUDGE '
+            '--language=fr --input=results/answers --baseline=davinci.jsonl --llm=JUDGE '
             '--output=results/judge_fr',
+            '--language=fr --input=results/answers --baseline=model_outputs/french/gpt4.json '
+            '--protocol=omgeval --template=gpt4_template/fr.txt --llm=JUDGE --output=results/fr',
         ),
         config=judge.JudgeConfig,
-        inputs='Files and directories of the answers to judge: rows with `id`, `question` and '
-        '`answer`.',
+        inputs='Files and directories of the answers to judge: output of the stage `answers`; rows '
+        "with `id`, `question` and `answer`; or a file of OMGEval's model_outputs.",
         output='Directory to write the verdicts into.',
         needs=('model', 'seed'),
         prepare=judge.prepare,
+        read=question_files.read,
         summary=judge.summary,
     ),
 )

@@ -14,7 +14,6 @@ from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, translation_checks, translations
 from malora_jax.ultralink.conversations import Conversation
-from malora_jax.ultralink.languages import describe_language, identify_language
 from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest, chat_text
 from malora_jax.ultralink.settings import (
     Settings,
@@ -32,6 +31,7 @@ from malora_jax.ultralink.stage import (
     StageRun,
 )
 from malora_jax.ultralink.text import spans
+from malora_jax.ultralink.text.language_identification import describe_language, identify_language
 from malora_jax.ultralink.translation_checks import TranslationFault
 
 STAGE = 'translate'

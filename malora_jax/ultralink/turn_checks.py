@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from malora_jax.ultralink.languages import describe_language, identify_language
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.prompts import DialoguePrompts
+from malora_jax.ultralink.text.language_identification import describe_language, identify_language
 from malora_jax.ultralink.text.shingles import similarity
 
 # Fault of an answer that is too short, which ends a dialogue without another attempt.

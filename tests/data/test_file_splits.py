@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from malora_jax.data import Example, FileTask, TokenCounts, drop_leaked_questions
-from malora_jax.data.describe import describe_split
+from malora_jax.data.describe import describe_split, describe_truncation
 from malora_jax.data.splits import TaskSplit
 from malora_jax.data.tasks import question_key
 from malora_jax.errors import UserError
@@ -232,3 +232,16 @@ def test_what_is_told_of_a_split():
         'another task holds them out, 2,996 examples of 23,456 tokens to train on, 2 of them '
         'truncated, 4 questions for validation, 8 questions held out.'
     )
+
+
+def test_what_truncation_removes_is_told():
+    write(numbered(9))
+    split = TASK.split(0, 0, 2)
+    size = TokenCounts(2_996, 23_456, 789, 1_200, 1_900, cut_first_turns=1_100, dropped_answers=7)
+    assert describe_truncation(split, size, 512) == (
+        'Warning: mine: 1,100 of 2,996 examples are cut within their first question or answer and '
+        '7 answers of later turns are dropped, because data.sequence_length is 512; the longest '
+        'example needs 1,900. Increase it, or make shorter examples: for dialogues about '
+        'documents, lower --segment-tokens of the stage `documents`.'
+    )
+    assert describe_truncation(split, TokenCounts(2_996, 23_456, 789, 0, 90), 512) == ''

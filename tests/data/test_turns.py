@@ -109,6 +109,12 @@ def test_sizes_are_those_of_what_is_made(turns, length):
     assert size.tokens == len(encoded['inputs']) <= length
     assert size.answer_tokens == encoded['loss_mask'].sum()
     assert size.truncated == (size.longest > length)
+    assert size.dropped_answers + int(
+        np.diff(encoded['loss_mask'], prepend=0).clip(0).sum()
+    ) == len(turns)
+    first = Example(*turns[0], {})
+    alone = measure_examples('some', [first], tokenizer, template, length, truncate=True)
+    assert size.cut_first_turns == alone.truncated
 
 
 def test_a_held_out_chat_asks_an_earlier_question_where_there_is_no_room(tokenizer):

@@ -54,6 +54,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     'import': ('--input=folder', '--output=data/out'),
     'report': ('--input=rows.jsonl', '--tokenizer=tiny', '--output=data/out'),
     'mgsm': ('--language=fr', '--input=rows.tsv', *_ASK),
+    'answers': ('--input=rows.jsonl', *_ASK),
     'judge': ('--language=fr', '--input=rows.jsonl', '--baseline=rows.jsonl', *_ASK),
 }
 VALUES = (

@@ -71,6 +71,7 @@ def test_answers_of_all_turns_carry_loss_and_nothing_else(workdir):
         answers = sum(len(answer) + 1 for _, answer in turns)
         assert found['answer_tokens'] <= found['examples'] * answers
         assert found['answer_tokens'] > found['examples'] * 2 * len(turns)
+        assert found['cut_first_turns'] == found['dropped_answers'] == 0
 
 
 def test_the_last_question_is_asked_after_the_turns_before(workdir):

@@ -19,6 +19,7 @@ from unittest import mock
 from malora_jax.ultralink import criteria, translations
 from malora_jax.ultralink.criteria import CriteriaConfig
 from malora_jax.ultralink.dialogues import DialoguesConfig
+from malora_jax.ultralink.evaluation.answers import AnswersConfig
 from malora_jax.ultralink.evaluation.judge import JudgeConfig
 from malora_jax.ultralink.evaluation.mgsm import MgsmConfig
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
@@ -122,6 +123,10 @@ def _problem(number: int) -> dict[str, Any]:
     return {'question': question, 'answer_number': str(number % 100)}
 
 
+def _question(number: int) -> dict[str, Any]:
+    return {'id': f'q-{number}', 'question': english(random.Random(number), 20)}
+
+
 def _judge_config(root: pathlib.Path) -> JudgeConfig:
     rows = ({**_answers(number), 'answer': f'Answer {number}.'} for number in range(80))
     return JudgeConfig('en', write_rows(root / 'baseline.jsonl', rows))
@@ -136,6 +141,7 @@ BILLED_STAGES = {
     'criteria': BilledStage(lambda root: CriteriaConfig(), _chat, scores),
     'translate': BilledStage(lambda root: TranslateConfig('fr'), translation_row, translated),
     'mgsm': BilledStage(lambda root: MgsmConfig('en'), _problem, solution),
+    'answers': BilledStage(lambda root: AnswersConfig(), _question),
     'judge': BilledStage(_judge_config, _answers, verdict),
 }
 

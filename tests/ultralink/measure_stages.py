@@ -21,11 +21,12 @@ from collections.abc import Iterator
 
 from malora_jax.ultralink.dialogues import DialoguesConfig
 from malora_jax.ultralink.documents import DocumentsConfig
-from malora_jax.ultralink.languages import LANGUAGES, identify_language
+from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.shards import StageManifest
 from malora_jax.ultralink.stage import StageRun, format_counts
 from malora_jax.ultralink.stages import STAGES
+from malora_jax.ultralink.text.language_identification import identify_language
 from malora_jax.ultralink.text.tokens import load_token_counter
 from tests.helpers.openai_stub import document
 from tests.helpers.paths import ROOT

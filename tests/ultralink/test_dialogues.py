@@ -10,11 +10,12 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prompts, turn_checks
 from malora_jax.ultralink.dialogues import DialoguesConfig
-from malora_jax.ultralink.languages import LANGUAGES, identify_language
+from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
+from malora_jax.ultralink.text.language_identification import identify_language
 from tests.helpers.openai_stub import FailurePlan, document, serve_stub, texts
 from tests.ultralink.helpers import FakeModel, WordCounter, contents, read_rows, write_rows
 

@@ -134,3 +134,24 @@ def test_originals_that_are_none(tmp_path):
         humaneval.diagnose(broken, fine, workers=1)
     with pytest.raises(UserError, match=r'empty\.jsonl has no problems'):
         humaneval.diagnose(empty, empty, workers=1)
+
+
+def test_docstrings_in_another_language_are_refused(tmp_path):
+    prose = 'Devuelve una lista con cada número de la lista original duplicado, en el mismo orden.'
+    rows = [
+        translated(each, (text, prose))
+        for each, text in zip((DOUBLE, ODD), PROSE.values(), strict=True)
+    ]
+    originals, path = write(tmp_path, rows)
+    assert not any(each.faults for each in humaneval.diagnose(originals, path, language='es'))
+    message = (
+        r'translated.jsonl: the docstrings are not in French \(fr\): .* es .*; set --language=es'
+    )
+    with pytest.raises(UserError, match=message):
+        humaneval.diagnose(originals, path, language='fr')
+
+
+def test_the_prose_of_a_docstring_has_no_examples():
+    assert humaneval.docstring_prose(DOUBLE['prompt']) == 'Return a list with each number doubled.'
+    assert humaneval.docstring_prose(ODD['prompt']) == 'Tell whether a number is odd.'
+    assert humaneval.docstring_prose('def f(:') == ''

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink.evaluation import judge
-from malora_jax.ultralink.evaluation.judge import JudgeConfig, win_rate
+from malora_jax.ultralink.evaluation import judge_protocol
+from malora_jax.ultralink.evaluation.judge import JudgeConfig
+from malora_jax.ultralink.evaluation.win_rates import win_rate
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
@@ -98,7 +99,7 @@ def test_refusals_are_those_of_the_order_without_a_verdict(tmp_path):
 
 
 def test_the_last_mark_counts():
-    assert judge.parse_verdict(Reply('Either [[A]] or [[B]]: [[B]]', 'stop', 1)) == -1
+    assert judge_protocol.parse_verdict(Reply('Either [[A]] or [[B]]: [[B]]', 'stop', 1)) == -1
 
 
 def test_a_question_without_a_baseline(tmp_path):
@@ -142,3 +143,12 @@ def test_the_interval_holds_the_true_rate_as_often_as_it_says():
 def test_no_scores():
     with pytest.raises(UserError, match='No question has a verdict'):
         win_rate([])
+
+
+def test_questions_in_another_language_are_refused(tmp_path):
+    question = '¿Cuál es el río más largo de España y por qué ciudades pasa antes de llegar al mar?'
+    rows = [{'id': str(n), 'question': question, 'answer': 'a'} for n in range(2)]
+    path = write_rows(tmp_path / 'rows.jsonl', rows)
+    given = StageRun(JudgeConfig('fr', path), [path], tmp_path / 'out', model=FakeModel(longer))
+    with pytest.raises(UserError, match=r'rows.jsonl: the questions are not in French \(fr\)'):
+        asyncio.run(STAGES['judge'].run(given))

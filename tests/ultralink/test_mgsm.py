@@ -7,9 +7,10 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.ultralink.evaluation import mgsm
 from malora_jax.ultralink.evaluation.mgsm import MgsmConfig
-from malora_jax.ultralink.languages import LANGUAGES, identify_language
+from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
+from malora_jax.ultralink.text.language_identification import identify_language
 from tests.ultralink.helpers import FakeModel, read_rows
 
 
@@ -66,3 +67,17 @@ def test_a_broken_row_is_named(tmp_path):
     given = StageRun(MgsmConfig('fr'), [path], tmp_path / 'out', model=FakeModel(lambda _: ''))
     with pytest.raises(UserError, match='line 1'):
         asyncio.run(STAGES['mgsm'].run(given))
+
+
+def test_problems_in_another_language_are_refused_before_any_request(tmp_path):
+    path = tmp_path / 'mgsm_fr.tsv'
+    spanish = 'Ana tiene tres manzanas y compra otras dos. ¿Cuántas manzanas tiene ahora?'
+    path.write_text(2 * f'{spanish}\t5\n', 'utf-8')
+    model = FakeModel(lambda _: '')
+    given = StageRun(MgsmConfig('fr'), [path], tmp_path / 'out', model=model)
+    message = (
+        r'mgsm_fr.tsv: the problems are not in French \(fr\): .* es .*; set --language=es, or '
+    )
+    with pytest.raises(UserError, match=message):
+        asyncio.run(STAGES['mgsm'].run(given))
+    assert not model.requests

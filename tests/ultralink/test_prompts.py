@@ -3,8 +3,9 @@
 import pytest
 
 from malora_jax.ultralink import prompts
-from malora_jax.ultralink.languages import LANGUAGES, identify_language
+from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.llm.chat import ChatMessage
+from malora_jax.ultralink.text.language_identification import identify_language
 from tests.helpers.openai_stub import texts
 
 TURNS = [('Question one $x?', 'Answer {one}.'), ('Question two?', 'Answer two.')]

@@ -9,7 +9,7 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink.dialogues import DialoguesConfig
-from malora_jax.ultralink.languages import LANGUAGES, identify_language
+from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.llm import batch, limits, responses
 from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
 from malora_jax.ultralink.llm.endpoint import Endpoint
@@ -17,6 +17,7 @@ from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.llm.request_format import EndpointSettings
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
+from malora_jax.ultralink.text.language_identification import identify_language
 from tests.helpers.openai_stub import FailurePlan, document, serve, serve_stub
 from tests.helpers.provider_stubs import (
     PRICES,

@@ -7,10 +7,10 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink import translation_checks, translations
-from malora_jax.ultralink.languages import identify_language
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
+from malora_jax.ultralink.text.language_identification import identify_language
 from malora_jax.ultralink.translate import TranslateConfig
 from tests.ultralink import translated_texts
 from tests.ultralink.helpers import FakeModel, read_rows, write_rows

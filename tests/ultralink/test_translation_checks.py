@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malora_jax.ultralink import languages, translation_checks
+from malora_jax.ultralink import translation_checks
 from malora_jax.ultralink.text import quantities, spans
+from malora_jax.ultralink.text.language_identification import identify_language
 from tests.ultralink import translated_texts
 
 LANGUAGES = ('zh', 'ru', 'fr', 'es')
@@ -16,9 +17,7 @@ LANGUAGES = ('zh', 'ru', 'fr', 'es')
 def kinds(source: str, translation: str, language: str) -> set[str]:
     return {
         fault.kind
-        for fault in translation_checks.faults(
-            source, translation, language, languages.identify_language
-        )
+        for fault in translation_checks.faults(source, translation, language, identify_language)
     }
 
 
@@ -27,7 +26,7 @@ def kinds(source: str, translation: str, language: str) -> set[str]:
 def test_clean_translations_have_no_fault(name, language):
     row = translated_texts.ALL[name]
     assert not translation_checks.faults(
-        row.english, row.translations[language], language, languages.identify_language
+        row.english, row.translations[language], language, identify_language
     )
 
 
@@ -104,7 +103,7 @@ def test_an_empty_translation_is_one_fault(translation):
 
 def test_only_the_kinds_asked_for():
     found = translation_checks.faults(
-        '5 apples', '6 Äpfel', 'fr', languages.identify_language, ('latex', 'language')
+        '5 apples', '6 Äpfel', 'fr', identify_language, ('latex', 'language')
     )
     assert found == []
 
@@ -256,6 +255,4 @@ def test_names_of_code():
 def test_any_text_keeps_itself(text):
     """An unchanged text never has a fault, whatever it contains."""
     everything = [kind for kind in translation_checks.KINDS if kind != 'language']
-    assert (
-        translation_checks.faults(text, text, 'fr', languages.identify_language, everything) == []
-    )
+    assert translation_checks.faults(text, text, 'fr', identify_language, everything) == []

@@ -22,6 +22,7 @@ from malora_jax.data.file_rows import Row, read_rows
 from malora_jax.errors import UserError
 from malora_jax.evaluation import code_execution
 from malora_jax.progress import ProgressBar
+from malora_jax.ultralink.evaluation.file_language import check_file_language
 from malora_jax.ultralink.shards import text_field
 
 # Kinds of faults, in the order of the report.
@@ -56,24 +57,33 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(
-    originals: pathlib.Path, translated: pathlib.Path, *, workers: int = os.cpu_count() or 1
+    originals: pathlib.Path,
+    translated: pathlib.Path,
+    *,
+    language: str = '',
+    workers: int = os.cpu_count() or 1,
 ) -> list[Diagnosis]:
     """Check a translated file row by row.
 
     Args:
         originals: File of the original HumanEval problems.
         translated: File of their translations, in any order.
+        language: Code of the language of the translations; '' = not checked.
         workers: Number of canonical solutions that run at the same time.
 
     Returns:
         Diagnosis of each row, in the order of the original problems.
 
     Raises:
-        UserError: A file cannot be read, a row lacks a field, or the files have different problems.
+        UserError: A file cannot be read, a row lacks a field, the files have different problems, or
+            the docstrings are in another language.
         OSError: The sandbox does not work.
     """
     problems, rows = _by_task(originals), _by_task(translated)
     _check_same(problems, rows, translated)
+    if language:
+        prose = (docstring_prose(text_field(row, 'prompt')) for row in rows.values())
+        check_file_language(prose, language, f'{translated}: the docstrings')
     pairs = [(problem, rows[task]) for task, problem in problems.items()]
     prompts = [
         restore_trailing_space(text_field(row, 'prompt'), text_field(problem, 'prompt'))
@@ -107,6 +117,18 @@ def diagnose(
 def restore_trailing_space(prompt: str, original: str) -> str:
     """Return a prompt with the white space at its end replaced by that of the original prompt."""
     return prompt.rstrip() + (_ENDING.search(original) or [''])[0]
+
+
+def docstring_prose(prompt: str) -> str:
+    """Return the docstrings of a prompt without their doctest examples and indentation.
+
+    A prompt that does not parse has none.
+    """
+    try:
+        docstrings = _pop_docstrings(ast.parse(prompt.rstrip() + '\n    pass\n'))
+    except (SyntaxError, ValueError):
+        return ''
+    return '\n'.join(_EXAMPLE.sub('', each).strip() for each in docstrings)
 
 
 def static_faults(problem: Row, row: Row, prompt: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from decimal import Decimal
 from malora_jax.data.datasets import mgsm
 from malora_jax.data.file_rows import Row
 from malora_jax.data.number_extraction import final_number
+from malora_jax.ultralink.evaluation.file_language import check_file_language
 from malora_jax.ultralink.languages import get_language
 from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest
 from malora_jax.ultralink.manifest import StageManifest
@@ -73,8 +74,17 @@ def prepare(run: StageRun[MgsmConfig]) -> PreparedStage:
     `answer`, the `text` of the reply, the final `number` in this text or None, and whether the
     reply is `right`. The manifest has two counts: "right", the number of correct replies, and
     "no number", the number of replies without a number.
+
+    Raises:
+        UserError: A file cannot be read, or its problems are in another language.
     """
     config = run.config
+    for path in run.inputs:
+        check_file_language(
+            (str(row.fields.get('question', '')) for row in read([path])),
+            config.language,
+            f'{path}: the problems',
+        )
     sampling = ChatSampling(config.max_tokens, config.temperature, seed=run.seed)
 
     async def process(row: Row) -> ItemOutcome:
