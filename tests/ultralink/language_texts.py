@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SOURCES = pathlib.Path(__file__).with_name('language_sources.toml')
 KINDS = ('questions', 'sentences', 'paragraphs')
@@ -21,7 +21,8 @@ class SplitTexts(NamedTuple):
     """Texts of one language and kind.
 
     Attributes:
-        tuning: Texts that may be looked at to choose a method: the first half of each file.
+        tuning: Texts that may be looked at to choose a method: the first half of each file, or all
+            of it if the source says so.
         reported: Texts to report about: the second half.
     """
 
@@ -41,8 +42,9 @@ def load(clones: pathlib.Path) -> dict[tuple[str, str], SplitTexts]:
         for kind, texts in _READERS[source['form']](content, source).items():
             kept = list(dict.fromkeys(_long_enough(texts, kind, source['code'])))
             into = found[source['code'], kind]
-            into.tuning.extend(kept[: len(kept) // 2])
-            into.reported.extend(kept[len(kept) // 2 :])
+            first = len(kept) if source.get('tuning') else len(kept) // 2
+            into.tuning.extend(kept[:first])
+            into.reported.extend(kept[first:])
     return dict(found)
 
 
@@ -66,7 +68,7 @@ def _joined(sentences: Iterable[str], code: str) -> Iterable[str]:
     return map(space.join, _batches(list(sentences)))
 
 
-def _read_squad(content: str, source: Mapping[str, str]) -> dict[str, list[str]]:
+def _read_squad(content: str, source: Mapping[str, Any]) -> dict[str, list[str]]:
     entries = json.loads(content)['data']
     paragraphs = [paragraph for entry in entries for paragraph in entry['paragraphs']]
     return {
@@ -75,27 +77,27 @@ def _read_squad(content: str, source: Mapping[str, str]) -> dict[str, list[str]]
     }
 
 
-def _read_qald(content: str, source: Mapping[str, str]) -> dict[str, list[str]]:
+def _read_qald(content: str, source: Mapping[str, Any]) -> dict[str, list[str]]:
     questions = (each for entry in json.loads(content)['questions'] for each in entry['question'])
     return {'questions': [q['string'] for q in questions if q['language'] == source['code']]}
 
 
-def _read_conllu(content: str, source: Mapping[str, str]) -> dict[str, list[str]]:
+def _read_conllu(content: str, source: Mapping[str, Any]) -> dict[str, list[str]]:
     sentences = re.findall(r'^# text = (.*)$', content, re.MULTILINE)
     return _by_kind(sentences, _joined(sentences, source['code']))
 
 
-def _read_udhr(content: str, source: Mapping[str, str]) -> dict[str, list[str]]:
+def _read_udhr(content: str, source: Mapping[str, Any]) -> dict[str, list[str]]:
     sentences = re.findall(r'<para>(.*?)</para>', content, re.DOTALL)
     return _by_kind(sentences, _joined(sentences, source['code']))
 
 
-def _read_csv(content: str, source: Mapping[str, str]) -> dict[str, list[str]]:
+def _read_csv(content: str, source: Mapping[str, Any]) -> dict[str, list[str]]:
     sentences = [row[source['column']] for row in csv.DictReader(io.StringIO(content))]
     return _by_kind(sentences, _joined(sentences, source['code']))
 
 
-def _read_tatoeba(content: str, source: Mapping[str, str]) -> dict[str, list[str]]:
+def _read_tatoeba(content: str, source: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the sentences in the last column of lines with ID, language and sentence."""
     sentences = [line.rpartition('\t')[2] for line in content.splitlines()]
     return _by_kind(sentences, _joined(sentences, source['code']))
