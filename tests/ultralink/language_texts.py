@@ -12,6 +12,12 @@ from typing import Any, NamedTuple
 
 SOURCES = pathlib.Path(__file__).with_name('language_sources.toml')
 KINDS = ('questions', 'sentences', 'paragraphs')
+TARGETS = ('en', 'zh', 'zh-Hant', 'ru', 'fr', 'es', 'de', 'ja')
+# Pairs of a language, and a language that its texts must not be accepted as.
+RELATIVES = (
+    *(('yue', 'zh'), ('wuu', 'zh'), ('ja', 'zh'), ('uk', 'ru'), ('be', 'ru')),
+    *(('pt', 'es'), ('ca', 'es'), ('gl', 'es'), ('pt', 'fr'), ('ca', 'fr'), ('gl', 'fr')),
+)
 # A sentence of these languages says in 8 characters what others say in 20.
 _DENSE = ('zh', 'zh-Hant', 'yue', 'wuu', 'ja')
 _SENTENCES_PER_PARAGRAPH = 5

