@@ -101,8 +101,10 @@ def related_languages() -> str:
     """Return the table of texts that are accepted as texts in a related language."""
     values = load('ultralink_languages')['values']
     rows = [
-        [f'{row["language"]} as {row["as"]}', row['kind'], f'{row["texts"]:,}']
-        + _accepted_percent(row)
+        [
+            *(f'{row["language"]} as {row["as"]}', row['kind'], f'{row["texts"]:,}'),
+            *_accepted_percent(row),
+        ]
         for row in values['relatives']
     ]
     return markdown.table([['language', 'texts', 'number', *_IDENTIFIERS.values()], *rows])

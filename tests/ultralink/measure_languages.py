@@ -44,19 +44,17 @@ def main(clones: str, output: str) -> None:
         }
         for key, split in texts.items()
     }
+    questions = {code: texts[code, 'questions'].reported[:500] for code in DOCUMENTS}
+    documents = {
+        code: ['\n'.join(texts[code, 'paragraphs'].reported)[:characters]]
+        for code, characters in DOCUMENTS.items()
+    }
     values = {
         'accepted': list(_accepted(texts, found)),
         'relatives': list(_relatives(texts, found)),
         'others_percent': round(100 * _most_others(texts, found), 1),
-        'question_us': _microseconds(
-            {code: texts[code, 'questions'].reported[:500] for code in DOCUMENTS}
-        ),
-        'document_us': _microseconds(
-            {
-                code: ['\n'.join(texts[code, 'paragraphs'].reported)[:characters]]
-                for code, characters in DOCUMENTS.items()
-            }
-        ),
+        'question_us': _microseconds(questions),
+        'document_us': _microseconds(documents),
     }
     pathlib.Path(output).write_text(json.dumps(values, ensure_ascii=False) + '\n', 'utf-8')
 

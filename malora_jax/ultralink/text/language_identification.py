@@ -41,10 +41,8 @@ _QUOTATION = re.compile(
 )
 # Fraction of the letters that must remain without the quotations.
 _MIN_UNQUOTED = 0.3
-# Letters without which a text is not in a language.
-_NEEDED_LETTERS = {'ja': re.compile('[\u3040-\u30ff]'), 'ko': re.compile('[가-힣]')}
-# A text with equally many marks of several of these is in the first of them.
-_EAST_ASIAN = ('ja', 'ko', 'zh', 'yue', 'wuu')
+# Among languages with equally many marks, the first one counts.
+_EAST_ASIAN = ('zh', 'yue', 'wuu', 'ja', 'ko')
 # Number of languages that fastText returns.
 _RANKED = 40
 # Probability from which py3langid is not asked as well, and the minimum of a probability in the
@@ -163,12 +161,7 @@ def _weigh_east_asian(text: str) -> dict[str, float]:
     The model is not asked, because it takes many short Chinese texts for Japanese or Cantonese, and
     half of the Cantonese and Wu texts for Mandarin.
     """
-    codes = [
-        code
-        for code in _EAST_ASIAN
-        if code not in _NEEDED_LETTERS or _NEEDED_LETTERS[code].search(text)
-    ]
-    priors = {code: _LEAST if number else 1 for number, code in enumerate(codes)}
+    priors = {code: _LEAST if number else 1 for number, code in enumerate(_EAST_ASIAN)}
     return _weigh_marks(priors, count_marks(text, 'zh'))
 
 
