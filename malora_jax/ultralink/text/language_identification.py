@@ -32,6 +32,8 @@ SEVERAL_LANGUAGES = 'mul'
 
 # Pieces of at most 400 characters, which end with a word if there are spaces.
 _PIECE = re.compile(r'.{1,400}(?:\s|$)|.{1,400}', re.DOTALL)
+# Characters without which a text has neither code nor formulas; most texts have none of them.
+_MARKUP = re.compile(r'[`~$\\]')
 _ADDRESS = re.compile(
     r'(?:https?://|www\.)[!-~]+|(?<![\w.+-])[\w.+-]+@[\w.-]+|</?[a-z][^<>]*>',
     re.ASCII | re.IGNORECASE,
@@ -43,8 +45,8 @@ _QUOTATION = re.compile(
 _MIN_UNQUOTED = 0.3
 # Among languages with equally many marks, the first one counts.
 _EAST_ASIAN = ('zh', 'yue', 'wuu', 'ja', 'ko')
-# Number of languages that fastText returns.
-_RANKED = 40
+# Number of languages that fastText returns; the others are improbable.
+_RANKED = 10
 # Probability from which py3langid is not asked as well, and the minimum of a probability in the
 # geometric mean of both models.
 _CERTAIN, _FLOOR = 0.9, 1e-4
@@ -134,7 +136,8 @@ def _shares(pieces: list[_Piece]) -> list[tuple[str, float]]:
 
 
 def _pieces(text: str) -> list[_Piece]:
-    prose = _ADDRESS.sub(' ', spans.split(text).prose)
+    prose = spans.split(text).prose if _MARKUP.search(text) else text
+    prose = _ADDRESS.sub(' ', prose)
     pieces = ((weigh_letters(piece), piece) for piece in _PIECE.findall(prose))
     return [_Piece(letters, _probabilities(piece, letters)) for letters, piece in pieces if letters]
 
