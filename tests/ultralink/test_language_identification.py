@@ -7,7 +7,6 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink import languages
-from malora_jax.ultralink.text import language_identification
 from malora_jax.ultralink.text.language_identification import describe_language, identify_language
 from tests.fixtures.make_languages import FILE
 from tests.helpers.openai_stub import texts
@@ -134,6 +133,11 @@ def test_other_languages_are_named():
     assert [*found.values()] == ['pl', 'ar', 'ko']
 
 
+@pytest.mark.parametrize('text', ['Half of a character: \ud83d', 'NUL \0 is a character, too.'])
+def test_texts_that_fasttext_refuses_are_identified(text):
+    assert identify_language(text) == 'en'
+
+
 def test_threads_agree():
     samples = [text for group in SAMPLES.values() for text in group]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -145,4 +149,3 @@ def test_a_language_that_the_model_does_not_know_is_one_line(monkeypatch):
     monkeypatch.setitem(languages.LANGUAGES, 'tlh', klingon)
     with pytest.raises(UserError, match=r"^Texts in language 'tlh' cannot be identified: "):
         identify_language('Where is it?')
-    language_identification._likely_languages.cache_clear()

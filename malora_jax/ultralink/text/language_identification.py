@@ -171,7 +171,7 @@ def _weigh_east_asian(text: str) -> dict[str, float]:
 def _weigh_alphabetic(text: str) -> dict[str, float]:
     """Return weights of the languages that the models find, or of those they confuse with them."""
     found = _classify(text)
-    likely = _likely_languages(tuple(LANGUAGES))
+    likely = _likely_languages()
     weights = {code: p * (1 if code in likely else _UNLIKELY) for code, p in found.items()}
     counts = count_marks(text.lower(), max(weights, key=lambda code: weights[code]))
     priors = {code: found.get(code, 0) + _LEAST for code in counts}
@@ -180,9 +180,10 @@ def _weigh_alphabetic(text: str) -> dict[str, float]:
 
 def _classify(text: str) -> dict[str, float]:
     """Return probabilities by language code, of fastText alone if it is certain."""
-    ranked = _fasttext().detect(text, k=_RANKED)
-    found = {each['lang']: each['score'] for each in ranked}
-    if ranked[0]['score'] >= _CERTAIN:
+    # fastText refuses lone surrogates, which JSON may have.
+    text = text.encode(errors='replace').decode()
+    found = {each['lang']: each['score'] for each in _fasttext().detect(text, k=_RANKED)}
+    if max(found.values(), default=0) >= _CERTAIN:
         return found
     other = {code: float(p) for code, p in _py3langid().rank(text)}
     means = {
@@ -199,19 +200,23 @@ def _weigh_marks(priors: Mapping[str, float], counts: Mapping[str, int]) -> dict
     return {code: prior * _PER_MARK ** (counts[code] - most) for code, prior in priors.items()}
 
 
-@functools.cache
-def _likely_languages(codes: tuple[str, ...]) -> frozenset[str]:
-    """Return the codes of languages of `LANGUAGES` and of the languages that are similar to them.
+def _likely_languages() -> set[str]:
+    """Return the codes of the languages of `LANGUAGES` and of those that are similar to them.
 
     Raises:
         UserError: The model does not know one of the languages.
     """
-    known = {each['lang'] for each in _fasttext().detect('a', k=1000)}
-    for code in sorted({*codes} - known):
+    for code in sorted(LANGUAGES.keys() - _known_languages()):
         raise UserError(
             f'Texts in language {code!r} cannot be identified: the model lid.176 does not know it.'
         )
-    return frozenset(codes).union(*(LANGUAGES[code].neighbors for code in codes))
+    return {*LANGUAGES}.union(*(language.neighbors for language in LANGUAGES.values()))
+
+
+@functools.cache
+def _known_languages() -> frozenset[str]:
+    """Return the codes of the 176 languages that fastText's model knows."""
+    return frozenset(each['lang'] for each in _fasttext().detect('a', k=1000))
 
 
 @functools.cache
