@@ -55,13 +55,6 @@ def _near_duplicates(values: Mapping[str, Any]) -> str:
     return f'{"; ".join(recalls)}; precision {values["precision"]:.2f}'
 
 
-def _languages(values: Mapping[str, Any]) -> str:
-    return (
-        f'{values["questions_right"]:,} of {values["questions"]:,} questions, and '
-        f'{values["sentences_right"]:.1%} of their {values["sentences"]:,} sentences'
-    )
-
-
 # Rows of the table of measurements: what was measured, and a function that describes the result.
 _ULTRALINK: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     'kills': (
@@ -92,10 +85,6 @@ _ULTRALINK: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
         '{edited_percent[2]}% of the words',
         _near_duplicates,
     ),
-    'languages': (
-        'language of the MGSM questions in five languages, by `identify_language`',
-        _languages,
-    ),
 }
 
 
@@ -106,6 +95,39 @@ def ultralink_rephrasings() -> str:
         share = counts['dropped'] / counts['rows']
         rows.append([kind, f'{counts["rows"]:,}', f'{counts["dropped"]:,}', f'{share:.0%}'])
     return markdown.table(rows)
+
+
+def identified_languages() -> str:
+    """Return the table of texts that are accepted as texts in their language."""
+    rows = [
+        [row['language'], row['kind'], f'{row["texts"]:,}', *_accepted_percent(row)]
+        for row in load('ultralink_languages')['values']['accepted']
+    ]
+    return markdown.table([['language', 'texts', 'number', *_IDENTIFIERS.values()], *rows])
+
+
+def related_languages() -> str:
+    """Return the table of texts that are accepted as texts in a related language."""
+    values = load('ultralink_languages')['values']
+    rows = [
+        [
+            *(f'{row["language"]} as {row["as"]}', row['kind'], f'{row["texts"]:,}'),
+            *_accepted_percent(row),
+        ]
+        for row in values['relatives']
+    ]
+    return markdown.table([['language', 'texts', 'number', *_IDENTIFIERS.values()], *rows])
+
+
+_IDENTIFIERS = {
+    'ours': '`identify_language`',
+    'fasttext': 'fastText alone',
+    'py3langid': 'py3langid alone',
+}
+
+
+def _accepted_percent(row: Mapping[str, Any]) -> list[str]:
+    return [f'{row[name] / row["texts"]:.1%}' for name in _IDENTIFIERS]
 
 
 def offline_dialogues() -> str:
@@ -138,6 +160,8 @@ PARTS: dict[str, Callable[[], str]] = {
     'ultralink measurements': ultralink,
     'ultralink estimates': ultralink_estimates,
     'ultralink rephrasings': ultralink_rephrasings,
+    'identified languages': identified_languages,
+    'related languages': related_languages,
     'offline dialogues': offline_dialogues,
     'humaneval translations': humaneval_translations,
 }

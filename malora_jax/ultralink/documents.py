@@ -14,11 +14,8 @@ from malora_jax.ultralink import attribution, shards
 from malora_jax.ultralink.settings import Settings, language_setting, setting
 from malora_jax.ultralink.shards import text_field
 from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, excerpt
-from malora_jax.ultralink.text.language_identification import (
-    describe_language,
-    identify_language,
-    to_simplified,
-)
+from malora_jax.ultralink.text.chinese_scripts import to_simplified
+from malora_jax.ultralink.text.language_identification import describe_language, identify_language
 from malora_jax.ultralink.text.segments import segments
 from malora_jax.ultralink.text.tokens import TokenCounter
 from malora_jax.ultralink.worker_processes import ITEMS_PER_WORKER, WorkerProcesses

@@ -8,7 +8,8 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.ultralink import optional_imports
 from malora_jax.ultralink.languages import LANGUAGES, get_language
-from malora_jax.ultralink.text.language_identification import identify_language, to_simplified
+from malora_jax.ultralink.text.chinese_scripts import to_simplified
+from malora_jax.ultralink.text.language_identification import identify_language
 from tests.helpers.openai_stub import texts
 
 # Languages that are not among the five, but related to one of them.
