@@ -19,6 +19,7 @@ from malora_jax import commands
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, manifest, release_export, shards
+from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.manifest import StageManifest, read_manifest
 from malora_jax.ultralink.pipeline import NAMES
 from malora_jax.ultralink.settings import Settings, setting
@@ -228,7 +229,7 @@ def _stage_directories(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, Stag
 
 def _release_directories(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Return the output directories of `export`."""
-    names = release_export.FILE_NAMES
+    names = [f'{code}_{subset}.jsonl' for code in LANGUAGES for subset in conversations.SUBSETS]
     return sorted({file.parent for path in paths for name in names for file in path.rglob(name)})
 
 

@@ -15,7 +15,7 @@ from malora_jax.ultralink.translate import TranslateConfig
 from tests.ultralink import translated_texts
 from tests.ultralink.helpers import FakeModel, read_rows, write_rows
 
-LANGUAGES = translations.TARGET_LANGUAGES
+LANGUAGES = translations.target_languages()
 SUBSETS = {'maths': 'math', 'code': 'code'}
 
 
