@@ -270,11 +270,13 @@ def _build(hint: Any, value: Any) -> Any:
 
 def _check_pattern(pattern: str, where: str) -> None:
     try:
-        re.compile(pattern)
+        matches_empty = re.compile(pattern).match('')
     except re.error as error:
         raise UserError(
             f'{where} is {pattern!r}, which is not a valid regular expression: {error}.'
         ) from error
+    if matches_empty:
+        raise UserError(f'{where} is {pattern!r}, which matches an empty text.')
 
 
 def _check_prompts(prompt_set: PromptSet, where: str) -> None:
