@@ -64,7 +64,7 @@ def test_demonstrations_pass_the_checks(code, subset):
         (
             "['''^e (?:che|come|perché)\\b''']",
             "['']",
-            "patterns.refers[0] is '', which matches an em",
+            "patterns.refers[0] is '', which matches an",
         ),
         (
             "'mil(?:le|a)'",
