@@ -116,7 +116,7 @@ def prepare(run: StageRun[DialoguesConfig]) -> PreparedStage:
         f'{ANSWER_TOKENS:.0f} per answer'
     )
     expectation = Expectation(generator.expected_requests, assumption)
-    fingerprints = {'prompts': prompts.digest(run.config.prompts)}
+    fingerprints = {'prompts': prompts.digests(run.config.prompts)}
     return PreparedStage(generator, fingerprints, expectation=expectation)
 
 

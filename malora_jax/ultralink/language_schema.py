@@ -68,7 +68,7 @@ class Numbers:
     Attributes:
         scale_words: Multiplier after digits, such as 1,000,000 for 'millions?', by the regular
             expression of the word.
-        scale_characters: The same for characters without a space, such as 10,000 for 万; several
+        scale_characters: Multiplier after digits, such as 10,000 for 万, by the character; several
             characters in a row are multiplied.
         words: Words for 1, 2, 3 and so on. Only English needs them, as the language of the source.
     """
@@ -226,7 +226,7 @@ def parse_prompt_sets(text: str, location: str) -> dict[str, PromptSet]:
         location: Path of the file, for messages.
 
     Raises:
-        UserError: As for `parse_language`.
+        UserError: The text is not valid; see `parse_language`.
     """
     sets: dict[str, PromptSet] = _parse(dict[str, PromptSet], text, location)
     for code, prompt_set in sets.items():

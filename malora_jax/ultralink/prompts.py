@@ -96,10 +96,10 @@ def load(code: str, prompt_set: str = STRICT) -> DialoguePrompts:
     return _prompts(language, texts)
 
 
-def digest(prompt_set: str = STRICT) -> str:
-    """Return the SHA-256 digest of the dialogue prompts of all languages, in hexadecimal.
+def digests(prompt_set: str = STRICT) -> dict[str, str]:
+    """Return the SHA-256 digest of the dialogue prompts of each language, in hexadecimal.
 
-    The manifest records it, because other prompts or patterns give other rows.
+    The manifest records them, because other prompts or patterns give other rows.
 
     Args:
         prompt_set: Name or path of the prompt set.
@@ -107,12 +107,11 @@ def digest(prompt_set: str = STRICT) -> str:
     Raises:
         UserError: No language has the set.
     """
-    return prompt_sets.digest(
-        {
-            language.code: [texts.dialogues, language.labels, language.patterns]
-            for language, texts in prompt_sets.find_all(prompt_set)
-        }
-    )
+    return {
+        language.code: prompt_sets.digest([texts.dialogues, language.labels, language.patterns])
+        for language, texts in prompt_sets.find_all(prompt_set)
+        if texts.dialogues
+    }
 
 
 @functools.cache

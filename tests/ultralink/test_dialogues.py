@@ -232,7 +232,7 @@ def test_settings_that_cannot_be(changes, message):
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'language': 'de'}, ": Unknown language 'de'"),
+        ({'language': 'xx'}, ": Unknown language 'xx'"),
         ({'language': None}, " has no 'language': run `documents` first"),
         ({'text': None}, " has no 'text'."),
     ],

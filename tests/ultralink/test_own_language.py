@@ -7,7 +7,7 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.ultralink import languages, prompts, translations
 from malora_jax.ultralink.text import quantities
-from tests.helpers.openai_stub import serve_stub
+from tests.helpers.openai_stub import document, serve_stub
 from tests.helpers.paths import FIXTURES
 from tests.ultralink.helpers import read_rows, run, run_successfully, write_rows
 
@@ -53,6 +53,7 @@ def italian(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_sixth_language_through_all_stages(tmp_path, weights, italian):
     one, rows = f'--language={italian}', f'--language-files={italian}'
     documents = [
@@ -109,6 +110,7 @@ def test_a_sixth_language_through_all_stages(tmp_path, weights, italian):
     assert done.stderr == f'{tmp_path}/none.toml cannot be read: No such file or directory.\n'
 
 
+@pytest.mark.slow
 def test_another_file_does_not_resume(tmp_path, italian, weights):
     """The manifest records the content of a user's language file."""
     wiki = write_rows(
@@ -131,10 +133,33 @@ def test_a_language_replaces_the_built_in_one(monkeypatch, tmp_path):
     path = tmp_path / 'fr.toml'
     path.write_text(ITALIAN.read_text('utf-8').replace("code = 'it'", "code = 'fr'"), 'utf-8')
     monkeypatch.setitem(languages.LANGUAGES, 'fr', languages.LANGUAGES['fr'])
-    before = translations.digest('fr'), prompts.digest()
+    before = translations.digest('fr'), prompts.digests()['fr']
     assert languages.add_file(path).code == 'fr'
     assert prompts.load('fr').question_label == 'Domanda: '
     assert quantities.number_differences('3 million', '3 milioni') == ([], [])
-    assert before[0] != translations.digest('fr') and before[1] != prompts.digest()
+    assert before[0] != translations.digest('fr') and before[1] != prompts.digests()['fr']
     with pytest.raises(UserError, match="Unknown prompt set of Italian 'paper': known are strict"):
         prompts.load('fr', 'paper')
+
+
+@pytest.mark.slow
+def test_a_new_language_does_not_prevent_others_from_resuming(tmp_path, italian, weights):
+    segments = [
+        {**document('fr', number, lines=4), 'id': f'fr-{number}', 'language': 'fr'}
+        for number in range(2)
+    ]
+    source = write_rows(tmp_path / 'segments.jsonl', segments)
+    with serve_stub() as stub:
+        command = (
+            *('dialogues', f'--input={source}', f'--tokenizer={weights}', '--llm=m'),
+            *(f'--base-url={stub.address}', f'--output={tmp_path}/out', '--context-tokens=9000'),
+        )
+        run_successfully(*command, '--limit=1')
+        out = run_successfully(*command, '--limit=2', f'--language-files={italian}')
+    assert out.startswith('dialogues: 2 items, 2 kept')
+    assert set(stub.attempt_counts.values()) == {1}
+    # Its own prompts are recorded: a French of the user does not resume.
+    french = tmp_path / 'fr.toml'
+    french.write_text(ITALIAN.read_text('utf-8').replace("code = 'it'", "code = 'fr'"), 'utf-8')
+    done = run(*command, '--limit=2', f'--language-files={french}')
+    assert done.returncode == 2 and 'was made with prompts.fr = ' in done.stderr

@@ -145,7 +145,7 @@ def test_a_row_that_cannot_be_translated(tmp_path, change, message):
     'language, options, message',
     [
         ('en', {}, 'translate.language'),
-        ('de', {}, "Unknown language 'de'"),
+        ('xx', {}, "Unknown language 'xx'"),
         ('fr', {'attempts': 0}, 'translate.attempts'),
         ('fr', {'temperature': -1.0}, 'temperature'),
     ],
