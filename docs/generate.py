@@ -26,6 +26,7 @@ from docs import (
     records,
     reference_pages,
     repository,
+    tables_fair,
     tables_scale,
     tables_training,
     tables_ultralink,
@@ -49,6 +50,7 @@ def main() -> None:
     computed = tables_training.VALUES | tables_scale.VALUES
     values |= {name: compute() for name, compute in computed.items()}
     parts = tables_training.PARTS | tables_use.PARTS | tables_scale.PARTS | tables_ultralink.PARTS
+    parts |= tables_fair.PARTS
     parts['get the code'] = repository.get_the_code
     for name in records.names():
         parts[f'conditions {name}'] = functools.partial(records.conditions, name)

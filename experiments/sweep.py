@@ -18,7 +18,7 @@ Flags by group:
     sweep    --config, --workdir
     local    --jobs, --gpus, --together
     SLURM    --launcher=slurm, --sbatch, --jobs, --together
-    report   --report
+    report   --report, --records
 
 Examples:
     python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank
@@ -82,6 +82,13 @@ _SBATCH = flags.DEFINE_string(
 _REPORT = flags.DEFINE_boolean(
     'report', False, 'Only write and print the report on the finished runs; train nothing.'
 )
+_RECORDS = flags.DEFINE_string(
+    'records',
+    None,
+    'Directory of compact records of finished runs: config, metrics and scores without texts and '
+    'weights. Each run that finishes is recorded; a run that has a record counts as finished, also '
+    'on another machine.',
+)
 
 
 def _make_job(workdir: pathlib.Path, names: Sequence[str]) -> Job:
@@ -116,7 +123,8 @@ def main(config: dict[str, Any]) -> None:
             f'--workdir={_WORKDIR.value}: the directory of a sweep must be on a local disk, not in '
             'a bucket.'
         )
-    sweep = sweeps.SweepDriver(config, workdir, _make_job, _TOGETHER.value)
+    records = pathlib.Path(_RECORDS.value) if _RECORDS.value else None
+    sweep = sweeps.SweepDriver(config, workdir, _make_job, _TOGETHER.value, records)
     if _REPORT.value:
         print(sweep.report())
     elif _LAUNCHER.value == 'slurm':

@@ -1,9 +1,9 @@
 """Confidence intervals and significance tests of scores and of differences between models.
 
 The intervals describe the uncertainty that comes from the sample of questions; the trained models
-are fixed. Only `seed_interval` describes the variation between seeds. Differences are paired,
-because both models answer the same questions. They are therefore far more certain than two separate
-intervals suggest.
+are fixed. Only `seed_interval` and `hierarchical_bootstrap` describe the variation between seeds.
+Differences are paired, because both models answer the same questions. They are therefore far more
+certain than two separate intervals suggest.
 
 Dimension letters: S runs that differ in their seed, Q questions of a task.
 """
@@ -231,17 +231,69 @@ def paired_bootstrap(
         )
     rng = np.random.default_rng(seed)
     gains = [_paired_differences(task, scores[task], baseline[task]) for task in sorted(scores)]
+    mean = float(np.mean([gain.mean() for gain in gains]))
+    return _difference(mean, _resampled_averages(gains, num_resamples, rng), level)
+
+
+def hierarchical_bootstrap(
+    gains: Sequence[Mapping[str, ArrayLike]],
+    level: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> PairedDifference:
+    """Return the average gain over seeds and tasks, with an interval for both kinds of chance.
+
+    Each resample draws seeds with replacement, and for each drawn seed the questions of each task
+    (Davison and Hinkley 1997, section 3.8). The interval therefore includes the variation between
+    seeds. With fewer than about ten seeds it is too narrow. For example:
+
+        hierarchical_bootstrap([{'gsm8k': [1, 0, 1]}, {'gsm8k': [0, 0, 1]}])  # Two seeds.
+
+    Args:
+        gains: For each seed, by task: (Q,) differences of two runs with that seed, one for each
+            question. All seeds have the same tasks, which have the same weight.
+        level: Confidence level: share of such intervals that contain the true difference.
+        num_resamples: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap resamples.
+
+    Returns:
+        The average, its percentile interval, and its p-value as in `paired_bootstrap`.
+
+    Raises:
+        ValueError: There are no seeds or tasks, the seeds have different tasks, a gain is not
+            finite, or `level` is not between 0 and 1.
+    """
+    _check_level(level)
+    if not gains or not gains[0] or any(each.keys() != gains[0].keys() for each in gains):
+        raise ValueError('All seeds must have the same tasks, and there must be at least one.')
+    by_seed = [[_question_means(each[task]) for task in sorted(each)] for each in gains]
+    rng = np.random.default_rng(seed)
+    drawn_RS = rng.integers(len(gains), size=(num_resamples, len(gains)))
+    averages_RS = np.empty(drawn_RS.shape)
+    for index, of_tasks in enumerate(by_seed):
+        is_drawn_RS = drawn_RS == index
+        averages_RS[is_drawn_RS] = _resampled_averages(of_tasks, int(is_drawn_RS.sum()), rng)
+    mean = float(np.mean([[gain.mean() for gain in of_tasks] for of_tasks in by_seed]))
+    return _difference(mean, averages_RS.mean(axis=1), level)
+
+
+def _difference(mean: float, resampled_means: np.ndarray, level: float) -> PairedDifference:
     # Round, because sums of floats that should cancel out may not be exactly 0.
-    resampled_means = np.mean(
-        [_resampled_means(gain, num_resamples, rng) for gain in gains], axis=0
-    ).round(12)
+    resampled_means = resampled_means.round(12)
     tail_count = min(int((resampled_means <= 0).sum()), int((resampled_means >= 0).sum()))
     return PairedDifference(
-        mean=float(np.mean([gain.mean() for gain in gains])),
+        mean=mean,
         interval=_percentile_interval(resampled_means, level),
         # Count the data as one more resample, so that the p-value is never 0.
-        p=min(1.0, 2 * (tail_count + 1) / (num_resamples + 1)),
+        p=min(1.0, 2 * (tail_count + 1) / (len(resampled_means) + 1)),
     )
+
+
+def _resampled_averages(
+    gains: Sequence[np.ndarray], num_resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the mean over tasks of the mean of each bootstrap resample, (num_resamples,)."""
+    return np.mean([_resampled_means(gain, num_resamples, rng) for gain in gains], axis=0)
 
 
 def _paired_differences(task: str, scores: ArrayLike, baseline: ArrayLike) -> np.ndarray:
@@ -281,6 +333,7 @@ def _resampled_means(
     counts = (min(rows, num_resamples - start) for start in range(0, num_resamples, rows))
     return np.concatenate(
         [values_Q[rng.integers(size, size=(count, size))].mean(axis=1) for count in counts]
+        or [np.empty(0)]
     )
 
 

@@ -12,7 +12,7 @@ import tarfile
 import matplotlib.figure
 import pytest
 
-from docs import generate, records, reference_pages, tables_training
+from docs import generate, records, reference_pages, tables_fair, tables_training
 from malora_jax.adapters import METHODS, method
 from malora_jax.benchmark import plots
 from malora_jax.errors import UserError
@@ -185,6 +185,11 @@ def test_an_unreadable_archive_is_caught(tmp_path, monkeypatch, request):
         request.addfinalizer(cached.cache_clear)
     with pytest.raises(UserError, match=r'config\.json'):
         tables_training.comparison_groups()
+
+
+def test_the_configs_have_the_learning_rates_that_the_screening_has_chosen():
+    for study, rates in tables_fair.CONFIGURED_RATES.items():
+        assert rates == tables_fair.chosen_rates(study)
 
 
 # Pictures.

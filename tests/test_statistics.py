@@ -9,6 +9,7 @@ from scipy import stats
 from malora_jax.statistics import (
     average_interval,
     bootstrap_interval,
+    hierarchical_bootstrap,
     paired_bootstrap,
     wilson_interval,
 )
@@ -232,3 +233,46 @@ def test_the_interval_of_an_average_of_tasks_with_equal_answers():
     assert wilson_interval(0, 192).high < high < wilson_interval(0, 64).high
     low, high = average_interval({'a': none, 'b': every})
     assert (low, high) == pytest.approx((0.5 - (high - 0.5), high)) and low < 0.48
+
+
+# Several seeds.
+
+
+def test_one_seed_is_the_paired_bootstrap():
+    gains = {'a': np.linspace(-1, 2, 40), 'b': np.linspace(0, 1, 30) ** 2}
+    found = hierarchical_bootstrap([gains])
+    zeros = {task: np.zeros_like(values) for task, values in gains.items()}
+    paired = paired_bootstrap(gains, zeros)
+    assert found.mean == paired.mean
+    assert found.interval == pytest.approx(paired.interval, abs=0.02)
+
+
+def test_all_resamples_of_two_seeds_without_questions():
+    """If the questions of a seed are equal, only the seeds vary: 1, 2 and 3 have 1/4, 1/2, 1/4."""
+    found = hierarchical_bootstrap([{'a': [1.0] * 5}, {'a': [3.0] * 5}], level=0.6)
+    assert found.mean == 2 and found.interval == (1, 3)
+    narrower = hierarchical_bootstrap([{'a': [1.0] * 5}, {'a': [3.0] * 5}], level=0.4)
+    assert narrower.interval == (2, 2)
+
+
+def test_how_often_the_interval_holds_the_difference_of_many_seeds():
+    """Two variances, of seeds and of questions; an interval over questions alone is too narrow."""
+    rng = np.random.default_rng(0)
+    inside = {'hierarchical': 0, 'questions': 0}
+    for _ in range(200):
+        of_seeds = rng.normal(0, 0.3, size=12)
+        gains = [{'a': rng.normal(mean, 1, 30), 'b': rng.normal(mean, 1, 30)} for mean in of_seeds]
+        whole = hierarchical_bootstrap(gains, num_resamples=400)
+        scores = {task: [each[task] for each in gains] for task in 'ab'}
+        zeros = {task: np.zeros(30) for task in 'ab'}
+        alone = paired_bootstrap(scores, zeros, num_resamples=400)
+        for name, found in (('hierarchical', whole), ('questions', alone)):
+            inside[name] += found.interval.low <= 0 <= found.interval.high
+    assert 180 <= inside['hierarchical'] <= 199
+    assert inside['questions'] <= 140
+
+
+@pytest.mark.parametrize('gains', [[], [{}], [{'a': [1.0]}, {'b': [1.0]}]])
+def test_seeds_with_different_tasks_are_refused(gains):
+    with pytest.raises(ValueError, match='All seeds must have the same tasks'):
+        hierarchical_bootstrap(gains)

@@ -17,6 +17,7 @@ from malora_jax.statistics import (
     Interval,
     PairedDifference,
     average_interval,
+    hierarchical_bootstrap,
     paired_bootstrap,
     score_interval,
     seed_interval,
@@ -194,6 +195,47 @@ class SeedGroup:
             return None
         arrays = (self.scores, other.scores) if metric == 'score' else (self.losses, other.losses)
         return paired_bootstrap(*arrays)
+
+    def difference_over_seeds(
+        self, other: 'SeedGroup', metric: str = 'score', tasks: Sequence[str] = ()
+    ) -> PairedDifference | None:
+        """Return the difference of the averages over tasks, paired by seed and question.
+
+        Its interval includes the variation between seeds, unlike that of `average_difference`, and
+        the questions may differ between seeds.
+
+        Args:
+            other: Row to subtract.
+            metric: 'score' or 'loss'.
+            tasks: Names of the tasks to average over; () for all tasks of this row.
+
+        Returns:
+            Average of this row minus that of `other`, over the seeds that both have. None if there
+            is no such seed, or if the rows of a seed are scored on different questions.
+        """
+        ours, theirs = self._values_by_seed(metric), other._values_by_seed(metric)
+        required = {*(tasks or self.tasks)}
+        shared = [
+            seed
+            for seed in sorted(ours.keys() & theirs.keys())
+            if required <= ours[seed].keys() & theirs[seed].keys()
+        ]
+        pairs = itertools.product(self.runs, other.runs)
+        if not shared or any(mismatch(*pair) for pair in pairs if pair[0].seed == pair[1].seed):
+            return None
+        return hierarchical_bootstrap(
+            [{task: ours[seed][task] - theirs[seed][task] for task in required} for seed in shared]
+        )
+
+    def _values_by_seed(self, metric: str) -> dict[int, dict[str, np.ndarray]]:
+        """Return the (Q,) scores or losses of the answers, by seed and task."""
+        found: dict[int, dict[str, np.ndarray]] = {}
+        values = self.scores if metric == 'score' else self.losses
+        for task, values_SQ in values.items():
+            seeds = [run.seed for run in self.runs if task in run.results['tasks']]
+            for seed, values_Q in zip(seeds, values_SQ, strict=True):
+                found.setdefault(seed, {})[task] = values_Q
+        return found
 
     def task_differences(self, other: 'SeedGroup') -> dict[str, PairedDifference]:
         """Return the difference of the scores on each task that both rows have, paired by question.

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from malora_jax import files
+from malora_jax.runs.records import RECORD_FILE
 from malora_jax.training.config_format import read_config
 
 ANSWERS = 'answers_before.jsonl'
@@ -38,6 +39,8 @@ def copy_base_answers(
     # Converted to JSON and back, because stored configs have lists in place of tuples.
     required = json.loads(json.dumps({section: config[section] for section in _SECTIONS}))
     for source in sorted(workdir.glob(f'*/{ANSWERS}')):
+        if source.with_name(RECORD_FILE).exists():  # The answers of a record have no texts.
+            continue
         other_config = read_config(source.with_name('config.json'))
         data = source.with_name('data.json')
         same_data = (files.read_json(data, dict) if data.exists() else {}) == digests

@@ -84,7 +84,8 @@ class SweepConfig:
         base: Path of the config file from which all runs start.
         seeds: Random seeds; each run is repeated with each of them.
         runs: Variants by name. Each has an `arg` (argument of the config file, such as the method),
-            and optionally `overrides` (values of other config fields) and a `zip` of its own.
+            and optionally `overrides` (values of other config fields), and `seeds` and a `zip` of
+            its own.
         run_zips: Values for variants that have a `zip` of their own, by variant, then by dotted
             field. Such a variant uses these values instead of `grid`, `zipped` and `random_search`.
         grid: Values by dotted field; every combination is a run.
@@ -107,6 +108,10 @@ class SweepConfig:
     random_search: RandomSearch | None
     subspace_share: float | None
     report: SweepReportConfig
+
+    def seeds_of(self, variant: str) -> tuple[int, ...]:
+        """Return the random seeds of a variant: its own, or else those of the sweep."""
+        return self.runs[variant].get('seeds', self.seeds)
 
     @property
     def fields(self) -> list[str]:
@@ -168,7 +173,7 @@ def sweep_config(config: Mapping[str, Any]) -> SweepConfig:
     runs = _runs(config['runs'])
     sweep = SweepConfig(
         base=_text('base', config['base']),
-        seeds=_seeds(config['seeds']),
+        seeds=_seeds('seeds', config['seeds']),
         runs=runs,
         run_zips={
             name: _values('zip', run, f'runs.{name}.') for name, run in runs.items() if 'zip' in run
@@ -214,12 +219,10 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
+def _seeds(name: str, value: Any) -> tuple[int, ...]:
     whole = isinstance(value, tuple) and all(type(seed) is int and seed >= 0 for seed in value)
     if not whole or not value or len(set(value)) < len(value):
-        raise errors.out_of_range(
-            'seeds', value, 'a tuple of different whole numbers, such as (0,)'
-        )
+        raise errors.out_of_range(name, value, 'a tuple of different whole numbers, such as (0,)')
     return value
 
 
@@ -230,7 +233,9 @@ def _runs(value: Any) -> dict[str, dict[str, Any]]:
     for name, run in runs.items():
         if not _NAME.fullmatch(name):
             raise errors.out_of_range('A name in runs', name, 'letters, digits and any of _.+=-')
-        _check_names(f'run {name}', run, ('arg', 'overrides', 'zip'))
+        _check_names(f'run {name}', run, ('arg', 'overrides', 'seeds', 'zip'))
+        if 'seeds' in run:
+            _seeds(f'runs.{name}.seeds', run['seeds'])
         _text(f'runs.{name}.arg', run.get('arg'))
         _section(f'runs.{name}.overrides', run.get('overrides', {}))
     return runs

@@ -1,16 +1,22 @@
 """Driver of a sweep: checks its config, trains its runs here or on SLURM, and reports on them."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from malora_jax.errors import UserError
+from malora_jax.runs.records import SUFFIX, restore_record, write_record
 from malora_jax.sweeps import directory, slurm
+from malora_jax.sweeps.base_answers import copy_base_answers
 from malora_jax.sweeps.config import sweep_config
 from malora_jax.sweeps.expand import expand
 from malora_jax.sweeps.joint_groups import joint_groups
 from malora_jax.sweeps.progress import ProgressDisplay, count_states
 from malora_jax.sweeps.report import write_report
 from malora_jax.sweeps.runner import Job, Runner
+from malora_jax.training import run_config
+from malora_jax.training.prepare import data_digests
 from malora_jax.training.workdir import lock_workdir
 
 
@@ -36,6 +42,7 @@ class SweepDriver:
         workdir: pathlib.Path,
         make_job: Callable[[pathlib.Path, Sequence[str]], Job],
         max_joint_runs: int = 0,
+        records: pathlib.Path | None = None,
     ):
         """Check the config and the directory, without writing anything.
 
@@ -46,12 +53,15 @@ class SweepDriver:
                 Its arguments are the directory of the sweep and the names of the runs.
             max_joint_runs: Maximum number of runs that one process trains jointly; 0 for as many as
                 fit.
+            records: Directory of the records of finished runs. A run with a record is finished, and
+                each run that finishes gets one. None for no records.
 
         Raises:
             UserError: `expand` refuses the config, or `directory.check` refuses the directory.
         """
         self._sweep, self._runs = sweep_config(config), expand(config)
         self._workdir, self._make_job, self._max_joint_runs = workdir, make_job, max_joint_runs
+        self._records = records
         directory.check(workdir, self._runs)
         self.errors: dict[str, str] = {}
 
@@ -71,7 +81,16 @@ class SweepDriver:
         steps = {name: run.config['training']['steps'] for name, run in self._runs.items()}
         with lock_workdir(self._workdir):
             directory.write(self._workdir, self._sweep.base, self._runs)
-            runner = Runner(self._workdir, steps, self._single_run_command, max_processes, gpus)
+            self._synchronize_records()
+            runner = Runner(
+                self._workdir,
+                steps,
+                self._single_run_command,
+                max_processes,
+                gpus,
+                on_start=self._copy_base_answers,
+                on_finished=self._write_record,
+            )
             self.errors = runner.errors
             with ProgressDisplay() as progress:
                 runner.run(self._jobs(max_processes), progress.show)
@@ -120,6 +139,28 @@ class SweepDriver:
             for names in joint_groups(todo)
             for start in range(0, len(names), max_runs)
         ]
+
+    def _synchronize_records(self) -> None:
+        """Restore the runs that only have a record, and record those that have none."""
+        for name in self._runs:
+            if directory.is_finished(self._workdir, name):
+                self._write_record(name)
+            elif (record := self._record(name)) and record.exists():
+                restore_record(record, self._workdir / name)
+
+    def _copy_base_answers(self, name: str) -> None:
+        config = self._runs[name].config
+        with contextlib.suppress(UserError):  # The run itself reports the error.
+            digests = data_digests(run_config(config))
+            copy_base_answers(self._workdir, name, config, digests)
+
+    def _write_record(self, name: str) -> None:
+        record = self._record(name)
+        if record and not record.exists():
+            write_record(self._workdir / name, record)
+
+    def _record(self, name: str) -> pathlib.Path | None:
+        return self._records / f'{name}{SUFFIX}' if self._records else None
 
     def _single_run_command(self, name: str) -> Sequence[str]:
         return self._make_job(self._workdir, [name]).command

@@ -65,7 +65,7 @@ def expand(config: Mapping[str, Any]) -> dict[str, SweepRun]:
             parts = [f'{labels[name]}{_text(value)}' for name, value in point.items()]
             row = '-'.join([variant, *parts])
             full_config = _config(sweep, get_config, variant, point)
-            for seed in sweep.seeds:
+            for seed in sweep.seeds_of(variant):
                 name = f'{row}-seed{seed}'
                 if name in runs:
                     raise errors.UserError(f'Two runs of the sweep would be named {name}.')

@@ -59,6 +59,8 @@ class Runner:
         max_processes: int = 1,
         gpus: Sequence[str] = (),
         poll_seconds: float = 0.5,
+        on_start: Callable[[str], None] = lambda name: None,
+        on_finished: Callable[[str], None] = lambda name: None,
     ):
         """Find out which runs are already finished.
 
@@ -70,9 +72,12 @@ class Runner:
             max_processes: Maximum number of concurrent processes.
             gpus: Numbers of GPUs; each process gets one of them. () for no assignment.
             poll_seconds: Seconds between checks of the processes.
+            on_start: Function that is called with the name of each run before its process starts.
+            on_finished: Function that is called with the name of each run that finishes.
         """
         self._workdir, self._steps, self._single_run_command = workdir, steps, single_run_command
         self._max_processes, self._poll_seconds = max_processes, poll_seconds
+        self._on_start, self._on_finished = on_start, on_finished
         self._free_gpus = list(gpus)
         self._attempts = dict.fromkeys(steps, 0)
         self._finished: dict[str, RunStatus] = {}
@@ -141,6 +146,8 @@ class Runner:
                 process, from `shutdown.parent_pipe`.
             environment: Environment variables from which the new process reads the descriptor.
         """
+        for name in job.names:
+            self._on_start(name)
         logs = contextlib.ExitStack()
         # Jointly trained runs print into the log of the first one.
         log: IO[Any] = logs.enter_context(
@@ -175,6 +182,7 @@ class Runner:
         for name in ended.job.names:
             if directory.is_finished(self._workdir, name):
                 self.states[name] = 'finished'
+                self._on_finished(name)
             elif ended.process.returncode == 0:
                 self.states[name] = 'stopped'
             elif self._attempts[name] < _MAX_ATTEMPTS:

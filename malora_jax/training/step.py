@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from malora_jax.adapters import load_balancing
+from malora_jax.adapters import load_balancing, trees
 from malora_jax.adapters.alignment import TaskMoments, alignment_loss
 from malora_jax.adapters.load_balancing import mean_balance_loss, update_biases
 from malora_jax.adapters.low_rank import RECORDED_COLLECTIONS
@@ -126,6 +126,14 @@ def _mean_alignment_loss(collection: Any) -> jax.Array:
     return jnp.stack(each).mean() if each else jnp.float32(0)
 
 
+def _norms_by_parameter(gradients: Any) -> dict[str, jax.Array]:
+    """Return the norm of the gradient of each parameter in all layers, such as all of `up`."""
+    leaves: dict[str, list[jax.Array]] = {}
+    for path, leaf in trees.named_leaves(gradients):
+        leaves.setdefault(path.rpartition('/')[2], []).append(leaf)
+    return {f'gradient_norm/{name}': optax.tree.norm(found) for name, found in leaves.items()}
+
+
 def make_train_step(
     model: Decoder,
     optimizer: optax.GradientTransformation,
@@ -205,6 +213,7 @@ def step_function(
             'task_tokens': sums.loss_tokens,
             'tokens': sums.tokens,
             'gradient_norm': optax.tree.norm(gradients),
+            **_norms_by_parameter(gradients),
             'learning_rate': hyperparameters.learning_rate * schedule(state.step),
             'balance_loss': balance,
             'examples': _example_counts(batch, num_tasks),

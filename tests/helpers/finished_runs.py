@@ -84,6 +84,7 @@ def write_finished_run(
         'average': {'before': correct_before / QUESTIONS, 'after': 0.5},
         'parameters': {'trainable': 1234567, 'percent_of_base': 2.124},
         'steps': 3,
+        'tokens': 1000,
         'train_time_s': 1.0,
     }
     (directory / 'results.json').write_text(json.dumps(results))

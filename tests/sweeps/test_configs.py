@@ -66,6 +66,11 @@ OWN_SWEEPS = {
     'rank_experts': 24,
     'learning_rate': 12,
     'ultralink_pruning': 10,
+    'fair_rates': 30,
+    'fair_methods': 110,
+    'fair_task_counts': 72,
+    'fair_real_rates': 9,
+    'fair_real_tasks': 9,
 }
 # Number of trained parameters with each config's default method, MALoRA.
 CONFIGS = {
@@ -73,6 +78,8 @@ CONFIGS = {
     'intra_domain': LLAMA2_7B['malora'],
     'intra_domain_small': 5_472_000,
     'quickstart': 19_123_200,
+    'fair_comparison': 19_123_200,
+    'fair_real_tasks': 5_472_000,
     'your_tasks': 19_123_200,
     'ultralink_lm': 248_627_200,  # 40 layers of widths 5,120 and 13,824.
     'ultralink_lm_small': 19_123_200,

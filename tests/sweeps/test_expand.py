@@ -107,6 +107,16 @@ def test_runs_times_points_times_seeds():
     assert found['plain-learning_rate0.01-seed0'].config['method'] == 'lora'
 
 
+def test_a_variant_may_have_seeds_of_its_own():
+    runs = {'plain': {'arg': 'lora'}, 'more': {'arg': 'lora', 'seeds': (0, 7, 8)}}
+    found = expand(small_sweep_config(runs=runs, grid={'adapter': {'rank': (8,)}}))
+    assert [*found] == [
+        *('plain-rank8-seed0', 'plain-rank8-seed1'),
+        *('more-rank8-seed0', 'more-rank8-seed7', 'more-rank8-seed8'),
+    ]
+    assert found['more-rank8-seed7'].config['seed'] == 7
+
+
 def test_fields_of_one_name_are_told_apart():
     grid = {'data': {'weights': ((), (1.0,) * 6)}, 'model': {'weights': ('a.gguf',)}}
     (first, *_) = expand(small_sweep_config(grid=grid, seeds=(0,)))
@@ -209,6 +219,10 @@ RANKS = {'adapter': {'rank': (8, 16)}}
         ({'seeds': ()}, 'seeds is (); it must be a tuple of different whole numbers'),
         ({'seeds': 3}, 'seeds is 3; it must be a tuple of different whole numbers'),
         ({'seeds': (1, 1)}, 'seeds is (1, 1); it must be a tuple of different whole numbers'),
+        (
+            {'runs': {'a': {'arg': 'lora', 'seeds': ()}}},
+            'runs.a.seeds is (); it must be a tuple of different whole numbers',
+        ),
         ({'runs': {}}, 'runs is empty'),
         ({'runs': {'a': {}}}, 'runs.a.arg is None; it must be text in quotes.'),
         ({'runs': {'a': {'arg': 'malroa'}}}, "Unknown method 'malroa': did you mean"),

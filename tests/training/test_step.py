@@ -72,6 +72,19 @@ def test_packed_equals_unpacked(name):
 
 
 @pytest.mark.parametrize('name', STRUCTURES)
+def test_the_gradient_norm_of_each_parameter(name):
+    model = without_dropout(name)
+    metrics, gradients = metrics_and_gradients(model, random_variables(model), BATCH)
+    squares = {}
+    for path, leaf in trees.named_leaves(gradients):
+        leaf_name = path.split('/')[-1]
+        squares[leaf_name] = squares.get(leaf_name, 0) + np.sum(np.float64(leaf) ** 2)
+    found = {key.partition('/')[2]: metrics[key] for key in metrics if '_norm/' in key}
+    assert found == pytest.approx({name: square**0.5 for name, square in squares.items()}, 1e-5)
+    assert metrics['gradient_norm'] == pytest.approx(sum(squares.values()) ** 0.5, 1e-5)
+
+
+@pytest.mark.parametrize('name', STRUCTURES)
 def test_padding_changes_nothing(name):
     model = without_dropout(name)
     variables = random_variables(model)

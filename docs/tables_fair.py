@@ -1,0 +1,313 @@
+"""Tables of the fair comparison, made from the records of its runs in `docs/results/fair_*`.
+
+docs/comparison_protocol.md describes the studies. A study may be unfinished: its tables then have
+the runs that are recorded.
+"""
+
+import functools
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from configs import fair_comparison, fair_real_tasks
+from configs.sweeps import (
+    fair_methods,
+    fair_rates,
+    fair_real_rates,
+    fair_task_counts,
+)
+from configs.sweeps import fair_real_tasks as fair_real_sweep
+from docs.records import RESULTS
+from malora_jax import markdown
+from malora_jax.analysis import cells
+from malora_jax.runs import LoadedRun, SeedGroup
+from malora_jax.runs.records import SUFFIX, restore_record
+from malora_jax.statistics import PairedDifference
+from malora_jax.sweeps import expand
+
+STUDIES = {
+    'fair_rates': fair_rates,
+    'fair_methods': fair_methods,
+    'fair_task_counts': fair_task_counts,
+    'fair_real_rates': fair_real_rates,
+    'fair_real_tasks': fair_real_sweep,
+}
+NO_RUNS = 'No run of this study is recorded yet.'
+# Row of the fair comparison that is made of one run for each task.
+BY_TASK = 'by_task'
+
+
+@functools.cache
+def _restored(study: str) -> tempfile.TemporaryDirectory:
+    """Restore the records of a study; the directory is removed when Python ends."""
+    home = tempfile.TemporaryDirectory()
+    for record in sorted((RESULTS / study).glob(f'*{SUFFIX}')):
+        restore_record(record, pathlib.Path(home.name) / record.name.removesuffix(SUFFIX))
+    return home
+
+
+@functools.cache
+def recorded_runs(study: str) -> dict[str, LoadedRun]:
+    """Return the recorded runs of a study by name, in the order of its sweep."""
+    home = pathlib.Path(_restored(study).name)
+    names = expand(STUDIES[study].get_config().to_dict())
+    return {name: LoadedRun(home / name) for name in names if (home / name).is_dir()}
+
+
+@functools.cache
+def groups(study: str) -> dict[str, SeedGroup]:
+    """Return the rows of a study: recorded runs that differ only in their seed, by name."""
+    runs: dict[str, list[LoadedRun]] = {}
+    for name, run in recorded_runs(study).items():
+        row = name.rpartition('-seed')[0]
+        runs.setdefault(BY_TASK if row.startswith(f'{BY_TASK}-') else row, []).append(run)
+    return {
+        row: SeedGroup(row, list(dict.fromkeys(task for run in each for task in run.tasks)), each)
+        for row, each in runs.items()
+    }
+
+
+def progress() -> str:
+    """Return the table of how many runs of each study are recorded, with tokens and hours."""
+    rows = [('study', 'runs', 'recorded', 'tokens, million', 'hours of training')]
+    for study, sweep in STUDIES.items():
+        runs = recorded_runs(study).values()
+        results = [run.results for run in runs]
+        rows.append(
+            (
+                f'`{study}`',
+                f'{len(expand(sweep.get_config().to_dict()))}',
+                f'{len(results)}',
+                f'{sum(each["tokens"] for each in results) / 1e6:.2f}',
+                f'{sum(each["train_time_s"] for each in results) / 3600:.1f}',
+            )
+        )
+    return markdown.table(rows)
+
+
+def validation_losses(study: str) -> dict[str, dict[float, float]]:
+    """Return the last validation loss of each screening run, by method and learning rate."""
+    found: dict[str, dict[float, float]] = {}
+    for run in recorded_runs(study).values():
+        rate = run.raw_config['optimizer']['learning_rate']
+        found.setdefault(run.method, {})[rate] = run.records[-1]['validation_loss']
+    return {method: dict(sorted(losses.items())) for method, losses in found.items()}
+
+
+def chosen_rates(study: str) -> dict[str, float]:
+    """Return the learning rate with the lowest validation loss, by method.
+
+    A method is left out as long as its best rate is the lowest or highest that was screened.
+    """
+    found = {}
+    for method, losses in validation_losses(study).items():
+        best = min(losses, key=losses.__getitem__)
+        if best not in (min(losses), max(losses)):
+            found[method] = best
+    return found
+
+
+def rates_table(study: str) -> str:
+    """Return the table of validation losses by method and learning rate; the best is bold."""
+    losses = validation_losses(study)
+    if not losses:
+        return NO_RUNS
+    rates = sorted({rate for each in losses.values() for rate in each})
+    rows = [('method', *(f'{rate:g}' for rate in rates))]
+    for method, each in losses.items():
+        best = min(each, key=each.__getitem__)
+        texts = {rate: f'{loss:.3f}' for rate, loss in each.items()}
+        texts[best] = f'**{texts[best]}**'
+        rows.append((f'`{method}`', *(texts.get(rate, '') for rate in rates)))
+    return markdown.table(rows)
+
+
+def methods_table(names: Iterable[str], references: Sequence[str]) -> str:
+    """Return the table of losses and scores of rows of study A, the lowest loss first.
+
+    Args:
+        names: Names of the rows.
+        references: Names of the rows from which differences are shown.
+    """
+    known = groups('fair_methods')
+    rows = [known[name] for name in names if name in known]
+    if not rows:
+        return NO_RUNS
+    head = ['row', 'trained parameters', 'learning rate', 'seeds', 'loss']
+    head += [f'loss − {name}' for name in references] + ['exact match, %']
+    table = [head]
+    for group in sorted(rows, key=lambda group: group.mean_over_seeds('loss')):
+        table.append(
+            [
+                f'`{group.name}`',
+                f'{_trained(group):,}',
+                f'{group.runs[0].raw_config["optimizer"]["learning_rate"]:g}',
+                f'{len(group.by_seed("loss"))}',
+                cells.loss(group.mean_over_seeds('loss'), group.interval_over_seeds('loss')),
+                *(cells.loss_difference(_minus(group, known.get(name))) for name in references),
+                cells.score((group.mean_over_seeds('score'), group.interval_over_seeds('score'))),
+            ]
+        )
+    return markdown.table(table)
+
+
+def _trained(group: SeedGroup) -> int:
+    """Return the number of trained parameters of a row, all of its tasks together."""
+    count = group.parameters['trainable']
+    return count * len(group.tasks) if group.name == BY_TASK else count
+
+
+def _minus(
+    group: SeedGroup, reference: SeedGroup | None, tasks: Sequence[str] = ()
+) -> PairedDifference | None:
+    if reference is None or reference is group:
+        return None
+    return group.difference_over_seeds(reference, 'loss', tasks)
+
+
+def tasks_table() -> str:
+    """Return the table of differences from LoRA on each task of study A."""
+    known = groups('fair_methods')
+    if 'lora' not in known:
+        return NO_RUNS
+    lora = known['lora']
+    rows = [['row', *lora.tasks]]
+    for name in (*fair_rates.METHODS, BY_TASK):
+        if name in known and name != 'lora':
+            changes = [_minus(known[name], lora, (task,)) for task in lora.tasks]
+            rows.append([f'`{name}`', *map(cells.loss_difference, changes)])
+    return markdown.table(rows)
+
+
+# Hypotheses on differences of two rows of study A: text, first row, second row. A hypothesis is
+# supported if the first row has the lower loss.
+HYPOTHESES = (
+    ('1. MALoRA beats MoLoRA', 'malora', 'molora'),
+    ('1. MALoRA beats LoRA', 'malora', 'lora'),
+    ('1. MALoRA-Small is not worse than MoLoRA', 'malora_small', 'molora'),
+    ('3. Sharing S_A helps', 'malora', 'malora_unshared'),
+    ('4. Two experts beat one, MoLoRA', 'molora', 'molora_top1'),
+    ('4. Two experts beat one, MALoRA', 'malora', 'malora_top1'),
+)
+
+
+def hypotheses() -> str:
+    """Return the table of the hypotheses with their verdicts."""
+    known = groups('fair_methods')
+    rows = [('hypothesis', 'difference of the losses', 'verdict')]
+    for text, first, second in HYPOTHESES:
+        change = _minus(known[first], known.get(second)) if first in known else None
+        rows.append((text, cells.loss_difference(change), _verdict(change)))
+    rows.append(('2. The advantage of mixtures grows with the number of tasks', *_growth()))
+    return markdown.table(rows)
+
+
+def _verdict(change: PairedDifference | None) -> str:
+    if change is None:
+        return 'not yet tested'
+    if not change.is_significant:
+        return 'undecided'
+    return 'supported' if change.mean < 0 else 'contradicted'
+
+
+def _growth() -> tuple[str, str]:
+    """Return the change of MoLoRA's and MALoRA's difference from LoRA, from 2 to 12 tasks."""
+    few, many = (_differences_by_count('molora').get(count) for count in (2, 12))
+    if few is None or many is None:
+        return '', 'not yet tested'
+    # The two differences are of different runs, so their errors add up.
+    change = many.mean - few.mean
+    half = sum((each.interval.high - each.interval.low) ** 2 for each in (few, many)) ** 0.5 / 2
+    verdict = 'undecided' if abs(change) < half else 'supported' if change < 0 else 'contradicted'
+    return f'{change:+.3f} [{change - half:+.3f}, {change + half:+.3f}] (MoLoRA)', verdict
+
+
+def _differences_by_count(method: str) -> dict[int, PairedDifference]:
+    """Return the difference of the losses from LoRA's in study B, by number of tasks."""
+    known = groups('fair_task_counts')
+    found = {}
+    for count in fair_task_counts.COUNTS:
+        row, lora = (known.get(f'{name}-{count}') for name in (method, 'lora'))
+        change = _minus(row, lora) if row else None
+        if change:
+            found[count] = change
+    return found
+
+
+def task_counts_table() -> str:
+    """Return the table of differences from LoRA by number of tasks."""
+    known = groups('fair_task_counts')
+    if not known:
+        return NO_RUNS
+    first = fair_task_counts.TASKS[: min(fair_task_counts.COUNTS)]
+    rows = [('tasks', 'LoRA, loss', 'MoLoRA − LoRA', 'MALoRA − LoRA', 'MoLoRA − LoRA, first two')]
+    for count in fair_task_counts.COUNTS:
+        lora, molora, malora = (known.get(f'{name}-{count}') for name in fair_task_counts.METHODS)
+        if lora is None:
+            continue
+        changes = [_minus(row, lora) if row else None for row in (molora, malora)]
+        changes.append(_minus(molora, lora, first) if molora else None)
+        loss = cells.loss(lora.mean_over_seeds('loss'))
+        rows.append((f'{count}', loss, *map(cells.loss_difference, changes)))
+    return markdown.table(rows)
+
+
+def single_tasks_table() -> str:
+    """Return the table of what each task gains or loses by being trained with the eleven others."""
+    known = groups('fair_task_counts')
+    rows = [['task', *fair_task_counts.METHODS]]
+    for task in fair_task_counts.TASKS:
+        changes = []
+        for method in fair_task_counts.METHODS:
+            together, alone = (
+                known.get(f'{method}-{name}') for name in (max(fair_task_counts.COUNTS), task)
+            )
+            changes.append(_minus(together, alone, (task,)) if together and alone else None)
+        rows.append([task, *map(cells.loss_difference, changes)])
+    return markdown.table(rows) if known else NO_RUNS
+
+
+def real_tasks_table() -> str:
+    """Return the table of study C: losses, differences and accuracy."""
+    known = groups('fair_real_tasks')
+    if not known:
+        return NO_RUNS
+    rows = [('method', 'seeds', 'loss', 'loss − lora', 'loss − molora', 'accuracy, %')]
+    for name, group in known.items():
+        changes = [_minus(group, known.get(reference)) for reference in ('lora', 'molora')]
+        rows.append(
+            (
+                f'`{name}`',
+                f'{len(group.by_seed("loss"))}',
+                cells.loss(group.mean_over_seeds('loss'), group.interval_over_seeds('loss')),
+                *map(cells.loss_difference, changes),
+                cells.score((group.mean_over_seeds('score'), group.interval_over_seeds('score'))),
+            )
+        )
+    return markdown.table(rows)
+
+
+# Learning rates in the configs, which must be those that the screening has chosen.
+CONFIGURED_RATES: Mapping[str, Mapping[str, float]] = {
+    'fair_rates': fair_comparison.LEARNING_RATES,
+    'fair_real_rates': fair_real_tasks.LEARNING_RATES,
+}
+PARTS: dict[str, Callable[[], str]] = {
+    'fair progress': progress,
+    'fair rates': functools.partial(rates_table, 'fair_rates'),
+    'fair methods': functools.partial(methods_table, fair_rates.METHODS, ('lora', 'molora')),
+    'fair ablations': functools.partial(
+        methods_table, ('malora', 'molora', *fair_methods.ABLATIONS), ('malora', 'molora')
+    ),
+    'fair controls': functools.partial(
+        methods_table,
+        ('lora', 'molora', 'malora', *fair_methods.CONTROLS, BY_TASK),
+        ('lora', 'molora', 'malora'),
+    ),
+    'fair tasks': tasks_table,
+    'fair hypotheses': hypotheses,
+    'fair task counts': task_counts_table,
+    'fair single tasks': single_tasks_table,
+    'fair real rates': functools.partial(rates_table, 'fair_real_rates'),
+    'fair real tasks': real_tasks_table,
+}
