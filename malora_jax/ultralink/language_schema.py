@@ -6,7 +6,7 @@ import string
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
 from malora_jax import files
@@ -296,6 +296,6 @@ def _check_prompts(prompt_set: PromptSet, where: str) -> None:
             raise UserError(f'{where}.criteria lacks the criterion {missing[0]!r}.')
 
 
-def _refuse(field: str, fault: str, names: Sequence[str] | set[str] | frozenset[str]) -> None:
+def _refuse(field: str, fault: str, names: Collection[str]) -> None:
     if names:
         raise UserError(f'{field} {fault} ${min(names)}.')

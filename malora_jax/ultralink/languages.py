@@ -43,8 +43,11 @@ def get_language(code: str) -> Language:
 
 def unknown_language(code: str) -> UserError:
     """Return the error for an unknown language code, with suggestions."""
-    remedy = f'a language of your own needs --language-files={code}{_SUFFIX}'
-    return UserError(f'{errors.unknown_name("language", code, LANGUAGES)} ({remedy})')
+    file = f'{code}{_SUFFIX}'
+    return UserError(
+        f'{errors.unknown_name("language", code, LANGUAGES)} (For a language of your own, name its '
+        f'file: --language={file}, or --language-files={file} for rows.)'
+    )
 
 
 def is_file(name: str) -> bool:
