@@ -1,15 +1,17 @@
 """Files of languages: discovery, and one sentence for each fault."""
 
 import importlib.resources
+import re
+import tomllib
 
 import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink import paper_statistics, translation_checks, translations
-from malora_jax.ultralink.language_schema import parse_language
+from malora_jax.ultralink.language_schema import parse_language, parse_prompt_sets
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.text.language_identification import identify_language
-from tests.helpers.paths import FIXTURES
+from tests.helpers.paths import FIXTURES, ROOT
 from tests.ultralink.helpers import run
 
 ITALIAN = (FIXTURES / 'ultralink_italian.toml').read_text('utf-8')
@@ -42,6 +44,24 @@ def test_a_built_in_language_is_complete(code):
 def test_demonstrations_pass_the_checks(code, subset):
     prompt = translations.load(code, subset)
     assert not translation_checks.faults(prompt.source, prompt.translation, code, identify_language)
+
+
+def leaves(value, name=()):
+    """Yield the path and the value of each field in nested tables."""
+    for key, part in value.items():
+        yield from leaves(part, (*name, key)) if isinstance(part, dict) else [((*name, key), part)]
+
+
+def test_the_examples_of_the_guide():
+    """They are a part of the file that goes through all stages, and a valid prompt set."""
+    page = (ROOT / 'docs' / 'guides' / 'ultralink_languages.md').read_text('utf-8')
+    language, prompt_set = re.findall('```toml\n(.*?)```', page, re.DOTALL)
+    complete = dict(leaves(tomllib.loads(ITALIAN)))
+    optional = {('word_spaces',): True, ('patterns', 'question_marks'): '?'}
+    for name, value in leaves(tomllib.loads(language)):
+        found = (optional | complete)[name]
+        assert set(value) <= set(found) if isinstance(value, list) else value == found, name
+    assert parse_prompt_sets(prompt_set, 'own.toml').keys() == {'fr'}
 
 
 @pytest.mark.parametrize(
