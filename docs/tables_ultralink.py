@@ -5,6 +5,7 @@ from typing import Any
 
 from docs.records import load
 from malora_jax import markdown
+from malora_jax.ultralink.languages import LANGUAGES
 
 
 def ultralink() -> str:
@@ -156,6 +157,15 @@ def humaneval_translations() -> str:
     return markdown.table(rows)
 
 
+def ultralink_languages() -> str:
+    """Return the table of the built-in languages."""
+    rows = [['code', 'language', 'name in the language', 'translations from English']]
+    for code, language in LANGUAGES.items():
+        translated = 'yes' if language.demonstrations else 'the source'
+        rows.append([f'`{code}`', language.name, language.native_name, translated])
+    return markdown.table(rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     'ultralink measurements': ultralink,
     'ultralink estimates': ultralink_estimates,
@@ -164,4 +174,5 @@ PARTS: dict[str, Callable[[], str]] = {
     'related languages': related_languages,
     'offline dialogues': offline_dialogues,
     'humaneval translations': humaneval_translations,
+    'ultralink languages': ultralink_languages,
 }

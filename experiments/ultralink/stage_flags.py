@@ -11,11 +11,12 @@ from absl import flags
 from experiments import cli
 from malora_jax import cloud_storage
 from malora_jax.errors import UserError
+from malora_jax.ultralink import languages
 from malora_jax.ultralink.llm.model_choice import ModelChoice, is_local
 from malora_jax.ultralink.llm.request_format import EndpointSettings
 from malora_jax.ultralink.pipeline import check_inputs
 from malora_jax.ultralink.selection import Selection
-from malora_jax.ultralink.settings import Settings, declarations
+from malora_jax.ultralink.settings import Declaration, Settings, declarations
 from malora_jax.ultralink.stage import Config, StageRun
 from malora_jax.ultralink.stages import Command
 from malora_jax.ultralink.text.tokens import load_token_counter
@@ -62,10 +63,13 @@ _ESTIMATE = (
     'Instead of a run, print its estimated number of requests and tokens, and its price; no '
     'request is sent, and no output is written.'
 )
+_LANGUAGE_FILES = (
+    'TOML files of languages that are not built in and occur in the rows, separated by commas.'
+)
 _SEED = 'Random seed of all random choices of the stage.'
 # Flags by group, for --help; the others are the settings of the stage.
 _FLAG_GROUPS = {
-    'data': ('input', 'output', 'tokenizer', 'sample', 'limit'),
+    'data': ('input', 'output', 'language_files', 'tokenizer', 'sample', 'limit'),
     'before': ('preview', 'estimate'),
     'model': ('llm', 'base_url', 'batch', 'concurrency', 'timeout', 'cache'),
     'format': ('preset', 'parameter_names', 'extra_body', 'extra_headers', 'api_key_variable'),
@@ -95,6 +99,8 @@ class StageFlags:
             self._define('output', stage.output, required=True)
         if 'tokenizer' in stage.needs:
             self._define('tokenizer', _TOKENIZER, required=True)
+        if 'languages' in stage.needs:
+            self._define('language_files', _LANGUAGE_FILES, flags.DEFINE_list, [])
         if 'seed' in stage.needs:
             self._define('seed', _SEED, flags.DEFINE_integer, 0)
         if 'model' in stage.needs:
@@ -151,6 +157,8 @@ class StageFlags:
                 '--preview and --estimate are separate commands: first preview some items, then '
                 'repeat the command with --estimate.'
             )
+        for path in self._paths('language_files') if 'languages' in stage.needs else ():
+            languages.add_file(path)
         output = self._output() if stage.output else pathlib.Path()
         choice = self._model_choice(output) if 'model' in stage.needs else None
         config = self._settings(stage.config)
@@ -225,11 +233,19 @@ class StageFlags:
         """Return a settings dataclass with the values of its flags."""
         hints = typing.get_type_hints(settings)
         return settings(
-            **{name: self._setting_value(name, hints[name]) for name in declarations(settings)}
+            **{
+                name: self._setting_value(name, hints[name], declaration)
+                for name, declaration in declarations(settings).items()
+            }
         )
 
-    def _setting_value(self, name: str, hint: Any) -> Any:
-        """Return the value that a flag gives to its settings field, in the type of the field."""
+    def _setting_value(self, name: str, hint: Any, declaration: Declaration) -> Any:
+        """Return the value that a flag gives to its settings field, in the type of the field.
+
+        The path of the file of a language becomes the code of the language, which is added.
+        """
+        if declaration.languages and languages.is_file(self._value(name)):
+            return languages.add_file(cli.flag_path(self._flags[name])).code
         if hint == Sequence[pathlib.Path]:
             return self._paths(name)
         if hint == pathlib.Path or (hint == pathlib.Path | None and self._value(name)):

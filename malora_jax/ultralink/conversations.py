@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from malora_jax.data.file_rows import Row, is_utf_8
 from malora_jax.errors import UserError, unknown_name
 from malora_jax.ultralink.attribution import read_source
-from malora_jax.ultralink.languages import LANGUAGES
+from malora_jax.ultralink.languages import LANGUAGES, unknown_language
 from malora_jax.ultralink.shards import text_field
 
 # Subsets of the dataset: chat that is generated in each language from documents in it, and three
@@ -56,7 +56,7 @@ def read(row: Row) -> Conversation:
     """
     identifier, language = _required(row, 'id'), _required(row, 'language')
     if language not in LANGUAGES:
-        raise UserError(f'{row.location}: {unknown_name("language", language, LANGUAGES)}')
+        raise UserError(f'{row.location}: {unknown_language(language)}')
     document = text_field(row, 'document') if 'document' in row.fields else ''
     subset = text_field(row, 'subset') if 'subset' in row.fields or not document else CHAT_SPECIFIC
     if subset not in SUBSETS:

@@ -12,6 +12,7 @@ from malora_jax.ultralink import attribution, prompts, stage
 from malora_jax.ultralink.languages import get_language
 from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest, Reply, chat_text
 from malora_jax.ultralink.paper_statistics import ANSWER_TOKENS, QUESTION_TOKENS
+from malora_jax.ultralink.prompt_sets import prompts_setting
 from malora_jax.ultralink.settings import (
     Settings,
     attempts_setting,
@@ -95,6 +96,7 @@ class DialoguesConfig(Settings):
         at_least=0,
         at_most=1,
     )
+    prompts: str = prompts_setting()
     attempts: int = attempts_setting(3)
     question_tokens: int = setting(
         'Maximum number of tokens that the model generates for a question.', 256, at_least=1
@@ -114,7 +116,8 @@ def prepare(run: StageRun[DialoguesConfig]) -> PreparedStage:
         f'{ANSWER_TOKENS:.0f} per answer'
     )
     expectation = Expectation(generator.expected_requests, assumption)
-    return PreparedStage(generator, {'prompts': prompts.digest()}, expectation=expectation)
+    fingerprints = {'prompts': prompts.digests(run.config.prompts)}
+    return PreparedStage(generator, fingerprints, expectation=expectation)
 
 
 class _Turn(NamedTuple):
@@ -202,7 +205,8 @@ class _DialogueGenerator:
         fields = _segment(row)
         if not fields['text'].strip():
             return
-        load, config = prompts.load(fields['language']), self.config
+        config = self.config
+        load = prompts.load(fields['language'], config.prompts)
         question_tokens = min(QUESTION_TOKENS, config.question_tokens)
         answer_tokens = min(ANSWER_TOKENS, config.answer_tokens)
         tokens: float = count_tokens(fields['text'])
@@ -238,7 +242,7 @@ class _Dialogue:
         self._generator = generator
         self._language = language
         self._document = document
-        self._prompts = prompts.load(language)
+        self._prompts = prompts.load(language, generator.config.prompts)
         self._tokens = generator.count_tokens(document)
 
     async def run(self, rng: random.Random) -> str:

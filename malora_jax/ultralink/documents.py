@@ -11,6 +11,7 @@ from malora_jax.data.compressed_files import open_decompressed
 from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import attribution, shards
+from malora_jax.ultralink.languages import get_language
 from malora_jax.ultralink.settings import Settings, language_setting, setting
 from malora_jax.ultralink.shards import text_field
 from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, excerpt
@@ -117,7 +118,7 @@ class _DocumentSegmenter:
     def __call__(self, row: Row) -> ItemOutcome:
         identifier = _identifier(row)
         title, text = text_field(row, 'title'), text_field(row, 'text').strip()
-        if self._config.language == 'zh':
+        if get_language(self._config.language).simplified_characters:
             title, text = to_simplified(title), to_simplified(text)
         reason, detail = self._drop_reason(title, text)
         if reason:
@@ -183,7 +184,7 @@ def _read_blocklist(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[
 
     Args:
         paths: UTF-8 text files with one word or phrase per line.
-        language: Language code; in Chinese, words also match inside other words.
+        language: Language code; without spaces between words, words also match inside other words.
 
     Raises:
         UserError: A file is missing, is not UTF-8 or has no words.
@@ -200,5 +201,5 @@ def _read_blocklist(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[
             raise UserError(f'{path} has no words.')
         words |= phrases
     any_of = '|'.join(map(re.escape, sorted(words)))
-    # Chinese has no spaces between words, so word boundaries cannot be required.
-    return re.compile(any_of if language == 'zh' else rf'(?<!\w)(?:{any_of})(?!\w)', re.IGNORECASE)
+    pattern = rf'(?<!\w)(?:{any_of})(?!\w)' if get_language(language).word_spaces else any_of
+    return re.compile(pattern, re.IGNORECASE)

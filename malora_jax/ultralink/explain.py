@@ -233,7 +233,7 @@ def _stage_directories(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, Stag
 
 def _release_directories(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Return the output directories of `export`."""
-    names = release_export.FILE_NAMES
+    names = release_export.file_names()
     return sorted({file.parent for path in paths for name in names for file in path.rglob(name)})
 
 

@@ -1,69 +1,33 @@
-"""The five languages of UltraLink."""
+"""Languages of the data: the built-in ones, and a user's own.
 
-from typing import NamedTuple
+A language is a TOML file (see `language_schema`). The built-in languages are the files in the
+folder `language_files`. A command adds the user's own files before it reads any row.
+"""
+
+import dataclasses
+import hashlib
+import importlib.resources
+import pathlib
+from collections.abc import Iterable
 
 from malora_jax import errors
+from malora_jax.errors import UserError
+from malora_jax.ultralink import paper_statistics
+from malora_jax.ultralink.language_schema import LanguageFields, parse_language
+
+_FOLDER = 'language_files'
+_SUFFIX = '.toml'
 
 
-class Language(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Language(LanguageFields):
     """A language of the data.
 
     Attributes:
-        code: ISO 639-1 code.
-        name: English name.
-        native_name: Name in the language itself.
-        neighbors: Codes of similar languages. Language identification also knows these languages,
-            so that a text in one of them is not mistaken for a text in this language.
-        lead_in: Sentence before the document in the first turn of a released dialogue.
+        own_digest: SHA-256 digest of the file, in hexadecimal; '' for a built-in language.
     """
 
-    code: str
-    name: str
-    native_name: str
-    neighbors: tuple[str, ...]
-    lead_in: str
-
-
-LANGUAGES = {
-    language.code: language
-    for language in (
-        Language(
-            'en',
-            'English',
-            'English',
-            ('de', 'nl', 'da', 'no', 'sv'),
-            'Read the document below, then answer the question that follows it.',
-        ),
-        Language(
-            'zh',
-            'Chinese',
-            '中文',
-            ('ja', 'ko', 'yue', 'wuu'),
-            '请阅读下面的文档，然后回答文档之后的问题。',
-        ),
-        Language(
-            'ru',
-            'Russian',
-            'русский',
-            ('uk', 'be', 'bg', 'sr', 'mk'),
-            'Прочитайте приведённый ниже документ и ответьте на вопрос, который следует за ним.',
-        ),
-        Language(
-            'fr',
-            'French',
-            'français',
-            ('it', 'oc', 'ca', 'ro'),
-            'Lisez le document ci-dessous, puis répondez à la question qui le suit.',
-        ),
-        Language(
-            'es',
-            'Spanish',
-            'español',
-            ('pt', 'ca', 'gl', 'it'),
-            'Lea el documento siguiente y responda a la pregunta que aparece después.',
-        ),
-    )
-}
+    own_digest: str = ''
 
 
 def get_language(code: str) -> Language:
@@ -73,5 +37,76 @@ def get_language(code: str) -> Language:
         UserError: There is no such language.
     """
     if code not in LANGUAGES:
-        raise errors.unknown_name('language', code, LANGUAGES)
+        raise unknown_language(code)
     return LANGUAGES[code]
+
+
+def unknown_language(code: str) -> UserError:
+    """Return the error for an unknown language code, with suggestions."""
+    file = f'{code}{_SUFFIX}'
+    return UserError(
+        f'{errors.unknown_name("language", code, LANGUAGES)} (For a language of your own, name its '
+        f'file: --language={file}, or --language-files={file} for rows.)'
+    )
+
+
+def is_file(name: str) -> bool:
+    """Return whether the value of a flag is the path of a TOML file, not a name."""
+    return name.endswith(_SUFFIX)
+
+
+def read_file(path: pathlib.Path) -> str:
+    """Return the text of a TOML file of the user.
+
+    Raises:
+        UserError: The file is missing or not UTF-8.
+    """
+    try:
+        return path.read_text('utf-8')
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is not UTF-8.') from error
+
+
+def add_file(path: pathlib.Path) -> Language:
+    """Add the language of a user's file, for the rest of the process.
+
+    A file with the code of a built-in language replaces this language.
+
+    Raises:
+        UserError: The file is missing or not valid (see `language_schema.parse_language`).
+    """
+    text = read_file(path)
+    fields = parse_language(text, str(path))
+    language = _language(fields, own_digest=hashlib.sha256(text.encode()).hexdigest())
+    add([language])
+    return language
+
+
+def add(languages: Iterable[Language]) -> None:
+    """Add languages, such as those of the parent process in a worker process."""
+    LANGUAGES.update({language.code: language for language in languages})
+
+
+def own_languages() -> list[Language]:
+    """Return the languages that are not built in."""
+    return [language for language in LANGUAGES.values() if language.own_digest]
+
+
+def _language(fields: LanguageFields, own_digest: str = '') -> Language:
+    values = {each.name: getattr(fields, each.name) for each in dataclasses.fields(fields)}
+    return Language(**values, own_digest=own_digest)
+
+
+def _built_in() -> dict[str, Language]:
+    """Return the built-in languages: first those of the paper, in its order."""
+    files = importlib.resources.files(__package__) / _FOLDER
+    paths = {path.name.removesuffix(_SUFFIX): path for path in files.iterdir()}
+    rank = {code: number for number, code in enumerate(paper_statistics.LANGUAGES)}
+    codes = sorted(paths, key=lambda code: (rank.get(code, len(rank)), code))
+    parsed = (parse_language(paths[code].read_text('utf-8'), paths[code].name) for code in codes)
+    return {fields.code: _language(fields) for fields in parsed}
+
+
+LANGUAGES = _built_in()

@@ -10,6 +10,8 @@ CONVERSATIONS_THOUSANDS = {
     'es': {'chat_specific': 34, 'chat_agnostic': 11, 'math': 32, 'code': 16},
     'all': {'chat_specific': 147, 'chat_agnostic': 112, 'math': 523, 'code': 250},
 }
+# Languages of the paper and of the released dataset, in its order.
+LANGUAGES = tuple(code for code in CONVERSATIONS_THOUSANDS if code != 'all')
 # Number of turns of all conversations, in thousands, and mean number of tokens of a turn's question
 # and answer, without documents.
 TURNS_THOUSANDS = 1623

@@ -20,15 +20,24 @@ from typing import Any, TextIO
 from malora_jax.errors import UserError
 from malora_jax.export.directory import atomic_directory
 from malora_jax.progress import track
-from malora_jax.ultralink import attribution, conversations, data_card, shards
+from malora_jax.ultralink import (
+    attribution,
+    conversations,
+    data_card,
+    paper_statistics,
+    shards,
+)
 from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
 
-FILE_NAMES = tuple(f'{language}_{subset}.jsonl' for language in LANGUAGES for subset in SUBSETS)
+# The files of the released dataset. A release of other languages has files of the same form.
+FILE_NAMES = tuple(
+    f'{language}_{subset}.jsonl' for language in paper_statistics.LANGUAGES for subset in SUBSETS
+)
 # Subfolder of the training files. Each language has its own file, because it is a task in training.
 TRAINING_FOLDER = 'training'
 _DOCUMENT = re.compile(r'\A.*?<document>.*</document>\s*', re.DOTALL)
-_ID = re.compile(rf'({"|".join(LANGUAGES)})_({"|".join(SUBSETS)})_(\d+)')
+_ID = re.compile(rf'([a-z]+)_({"|".join(SUBSETS)})_(\d+)')
 
 
 def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, int]:
@@ -95,6 +104,11 @@ def released_row(conversation: Conversation, number: int) -> dict[str, Any]:
     }
 
 
+def file_names() -> list[str]:
+    """Return the names of the files of a release of all languages of this process."""
+    return [f'{language}_{subset}.jsonl' for language in LANGUAGES for subset in SUBSETS]
+
+
 def without_document(question: str) -> str:
     """Return the first message of a released dialogue without its document and lead-in sentence."""
     return _DOCUMENT.sub('', question, count=1)
@@ -103,4 +117,4 @@ def without_document(question: str) -> str:
 def split_id(identifier: str) -> tuple[str, str, int] | None:
     """Split the id of a released row into language, subset and number; None for any other id."""
     match = _ID.fullmatch(identifier)
-    return (match[1], match[2], int(match[3])) if match else None
+    return (match[1], match[2], int(match[3])) if match and match[1] in LANGUAGES else None

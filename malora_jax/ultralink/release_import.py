@@ -18,7 +18,7 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink import attribution, public_datasets, release_export, shards
 from malora_jax.ultralink.conversations import SUBSETS, data_fault
 from malora_jax.ultralink.public_datasets import PublicDataset
-from malora_jax.ultralink.release_export import FILE_NAMES, split_id
+from malora_jax.ultralink.release_export import FILE_NAMES, file_names, split_id
 from malora_jax.ultralink.settings import setting
 from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, excerpt
 
@@ -26,7 +26,7 @@ STAGE = 'import'
 # Hugging Face dataset with the released files.
 REPOSITORY = 'R0k1e/UltraLink'
 _COMMIT = re.compile(r'[0-9a-f]{40}')
-_RELEASED_NAME = re.compile(rf'[a-z]{{2}}_({"|".join(SUBSETS)})\.jsonl')
+_RELEASED_NAME = re.compile(rf'[a-z]+_({"|".join(SUBSETS)})\.jsonl')
 _DATA_SUFFIXES = ('.json', '.jsonl', '.parquet')
 # An invalid row has these fields, a description of its fault and the line itself, and its id.
 _FAULT_FIELD, _LINE_FIELD = '\0fault', '\0line'
@@ -88,7 +88,7 @@ def _exported_files(folder: pathlib.Path) -> list[pathlib.Path]:
     Raises:
         UserError: A file is missing although its attribution is there, or there is no file.
     """
-    paths = [folder / name for name in FILE_NAMES]
+    paths = [folder / name for name in file_names()]
     exported = [path for path in paths if path.exists() or attribution.path_of(path).exists()]
     missing = [path.name for path in exported if not path.exists()]
     if missing or not exported:
@@ -149,8 +149,9 @@ def prepare(run: StageRun[ImportConfig]) -> PreparedStage:
     Raises:
         UserError: An input has the name of a released file, but of an unknown language.
     """
+    released = file_names()
     for path in run.inputs:
-        if path.name not in FILE_NAMES and _RELEASED_NAME.fullmatch(path.name):
+        if path.name not in released and _RELEASED_NAME.fullmatch(path.name):
             raise UserError(f'{path} is not one of the 20 released files, such as {FILE_NAMES[0]}.')
 
     async def process(row: Row) -> ItemOutcome:
@@ -163,7 +164,7 @@ def prepare(run: StageRun[ImportConfig]) -> PreparedStage:
                 detail=fault,
                 text=excerpt(row.fields[_LINE_FIELD]),
             )
-        if _file(row) not in FILE_NAMES:
+        if _file(row) not in released:
             return public_datasets.convert(row, _file(row), run.config)
         return ItemOutcome([row.fields], counts={f'rows of {_file(row)}': 1})
 
@@ -185,8 +186,9 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
         UserError: A JSON array or a Parquet file is broken, or an attribution is.
     """
     seen_ids: set[str] = set()
+    released = file_names()
     for path in paths:
-        if path.name in FILE_NAMES:
+        if path.name in released:
             yield from _read_released(path)
         else:
             rows = _read_public(path)

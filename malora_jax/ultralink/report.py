@@ -86,7 +86,7 @@ def _tokenizer_note(name: str) -> str:
 def conversations_table(counts: Mapping[Group, ConversationCounts]) -> str:
     """Return the numbers of conversations in Markdown: a row per language, a column per subset.
 
-    The numbers of the paper are in parentheses, in thousands.
+    The numbers of the paper are in parentheses, in thousands, for the languages of the paper.
     """
     languages = [code for code in LANGUAGES if any(code in group for group in counts)]
     rows = [['language', *SUBSETS, 'all']]
@@ -99,9 +99,13 @@ def conversations_table(counts: Mapping[Group, ConversationCounts]) -> str:
             )
             for subset in SUBSETS
         ]
-        theirs = [paper_statistics.CONVERSATIONS_THOUSANDS[code][subset] for subset in SUBSETS]
-        cells = zip([*ours, sum(ours)], [*theirs, sum(theirs)], strict=True)
-        rows.append([code, *(f'{number:,} ({thousands:,}K)' for number, thousands in cells)])
+        numbers = [f'{number:,}' for number in (*ours, sum(ours))]
+        theirs = paper_statistics.CONVERSATIONS_THOUSANDS.get(code)
+        if theirs:
+            thousands = [theirs[subset] for subset in SUBSETS]
+            cells = zip(numbers, (*thousands, sum(thousands)), strict=True)
+            numbers = [f'{number} ({each:,}K)' for number, each in cells]
+        rows.append([code, *numbers])
     assert sum_counts(counts).conversations == sum(ours)
     return markdown.table(rows)
 

@@ -5,7 +5,7 @@ that the manifest of a stage records.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from malora_jax import errors
@@ -21,7 +21,8 @@ class Declaration(NamedTuple):
         above: Exclusive lower bound; None = no bound.
         at_most: Largest allowed value; None = no bound.
         choices: Allowed values; empty = any.
-        is_language: Whether the value must be a language code.
+        languages: Function that returns the allowed language codes; None = the value is no language
+            code. The flag may also name the file of a language.
         recorded: Whether the manifest records the value. Paths are not recorded: rows depend on the
             content of the files, not on their paths.
     """
@@ -31,13 +32,15 @@ class Declaration(NamedTuple):
     above: float | None = None
     at_most: float | None = None
     choices: tuple[str, ...] = ()
-    is_language: bool = False
+    languages: Callable[[], Sequence[str]] | None = None
     recorded: bool = True
 
     @property
     def flag_help(self) -> str:
         """Help text of the flag, with the allowed values."""
         allowed = self.allowed()
+        if self.languages:
+            allowed += ', or the path of the TOML file of another language'
         return f'{self.help.removesuffix(".")}; {allowed}.' if allowed else self.help
 
     def allowed(self, settings: Any = None) -> str:
@@ -47,8 +50,9 @@ class Declaration(NamedTuple):
             settings: Values of the other fields, for a bound that is the name of a field; None if
                 they are unknown.
         """
-        if self.choices:
-            return f'one of {", ".join(self.choices)}'
+        choices = self.languages() if self.languages else self.choices
+        if choices:
+            return f'one of {", ".join(choices)}'
         minimum: Any = self.at_least
         if isinstance(minimum, str) and settings:
             minimum = f'{getattr(settings, minimum)} ({minimum})'
@@ -64,6 +68,7 @@ class Declaration(NamedTuple):
             minimum = getattr(settings, minimum)
         return (
             (not self.choices or value in self.choices)
+            and (self.languages is None or value in self.languages())
             # NaN compares false, so any bound rejects it.
             and (minimum is None or value >= minimum)
             and (self.above is None or value > self.above)
@@ -85,14 +90,14 @@ def setting(text: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any
     return dataclasses.field(default=default, metadata={'declaration': Declaration(text, **bounds)})
 
 
-def language_setting(text: str, choices: Iterable[str] = LANGUAGES) -> Any:
+def language_setting(text: str, languages: Callable[[], Sequence[str]] | None = None) -> Any:
     """Declare a field for a language code.
 
     Args:
         text: Help text of the flag.
-        choices: Allowed codes; by default the five languages of UltraLink.
+        languages: Function that returns the allowed codes; None = all languages.
     """
-    return setting(text, is_language=True, choices=tuple(choices))
+    return setting(text, languages=languages or (lambda: tuple(LANGUAGES)))
 
 
 def attempts_setting(default: int) -> Any:
@@ -139,7 +144,7 @@ def check_ranges(settings: Any, section: str = '') -> None:
     """
     for name, declaration in declarations(settings).items():
         value = getattr(settings, name)
-        if declaration.is_language:
+        if declaration.languages:
             get_language(value)
         if not declaration.allows(value, settings):
             field = f'{section}.{name}' if section else name

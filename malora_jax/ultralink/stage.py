@@ -135,14 +135,15 @@ class PreparedStage(NamedTuple):
 
     Attributes:
         process: Function that processes one item.
-        fingerprints: Strings, by name, such as a digest of the prompts. The manifest records them
-            next to the settings, inputs, model and tokenizer, because the rows depend on them too.
+        fingerprints: Strings, by name, such as a digest of the prompts, or mappings from language
+            codes to strings. The manifest records them next to the settings, inputs, model and
+            tokenizer, because the rows depend on them too.
         concurrency: Maximum number of items in progress at a time, for a stage without a model.
         expectation: Requests that the stage expects; None for a stage without a model.
     """
 
     process: ProcessItem
-    fingerprints: Mapping[str, str] = {}
+    fingerprints: Mapping[str, str | Mapping[str, str]] = {}
     concurrency: int = 1
     expectation: Expectation | None = None
 

@@ -24,6 +24,7 @@ from malora_jax.ultralink import (
     translate,
 )
 from malora_jax.ultralink.evaluation import answers, judge, mgsm, question_files
+from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.settings import Settings
 from malora_jax.ultralink.stage import PreparedStage, ReadItems, StageRun
@@ -61,8 +62,8 @@ class Command:
         find_inputs: Function that returns the input paths for given settings; used if there is no
             standard flag `--input`.
         output: Help text of `--output`; '' if there is no output directory.
-        needs: Resources that the command uses: a language model, a tokenizer or a random seed.
-            Each of them adds its own flags.
+        needs: Resources that the command uses: a language model, a tokenizer, a random seed, or
+            the languages of rows. Each of them adds its own flags.
         argument: Name of the setting that may be given without a flag, as the first argument; '' =
             all settings need flags.
     """
@@ -75,7 +76,7 @@ class Command:
     inputs: str = ''
     find_inputs: Callable[[Any], Sequence[pathlib.Path]] = lambda config: []
     output: str = ''
-    needs: tuple[Literal['model', 'tokenizer', 'seed'], ...] = ()
+    needs: tuple[Literal['model', 'tokenizer', 'seed', 'languages'], ...] = ()
     argument: str = ''
 
     @property
@@ -150,6 +151,9 @@ class Stage(Command):
             settings['llm'] = run.model.name
         if 'tokenizer' in self.needs:
             settings['tokenizer'] = run.token_counter.fingerprint
+        language = LANGUAGES.get(settings.get('language', ''))
+        if language and language.own_digest:
+            settings['language_file'] = language.own_digest
         return {**settings, **prepared.fingerprints}
 
 
@@ -187,6 +191,7 @@ reported on stderr with file and line. Attributions that `export` has written ar
         config=release_import.ImportConfig,
         find_inputs=release_import.find_inputs,
         output='Directory to write the rows into.',
+        needs=('languages',),
         prepare=release_import.prepare,
         read=release_import.read,
     ),
@@ -229,7 +234,7 @@ reason; `stopped` is the planned end.""",
         config=dialogues.DialoguesConfig,
         inputs='Files and directories of segments, which the stage `documents` writes.',
         output='Directory to write the dialogues into.',
-        needs=('model', 'tokenizer', 'seed'),
+        needs=('model', 'tokenizer', 'seed', 'languages'),
         prepare=dialogues.prepare,
     ),
     Stage(
@@ -281,7 +286,7 @@ subset.""",
         config=prune.PruneConfig,
         inputs='Files and directories of conversations.',
         output='Directory to write the kept conversations into.',
-        needs=('seed',),
+        needs=('seed', 'languages'),
         prepare=prune.prepare,
         summary=prune.summary,
     ),
@@ -298,6 +303,7 @@ row. As the first argument, it needs no flag: `explain fr-1204-0 --stages=data`.
             '--id=gsm8k-1 --stages=data/en/chat,data/fr/translated',
         ),
         config=explain.ExplainConfig,
+        needs=('languages',),
         argument='id',
         function=explain.run,
     ),
@@ -325,6 +331,7 @@ number of rows of each file.""",
         examples=('--input=data/pruned,data/fr/dialogues --output=data/release',),
         inputs='Files and directories of conversations.',
         output='New directory to write the released files and the training files into.',
+        needs=('languages',),
         function=commands.export,
     ),
     FileCommand(
@@ -341,7 +348,7 @@ cl100k. To report on the released files, read them with the stage `import` first
         config=commands.ReportConfig,
         inputs='Files and directories of conversations.',
         output='Directory to write the report into.',
-        needs=('tokenizer',),
+        needs=('tokenizer', 'languages'),
         function=commands.report,
     ),
     FileCommand(

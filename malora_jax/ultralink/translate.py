@@ -15,6 +15,7 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, translation_checks, translations
 from malora_jax.ultralink.conversations import Conversation
 from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest, chat_text
+from malora_jax.ultralink.prompt_sets import prompts_setting
 from malora_jax.ultralink.settings import (
     Settings,
     attempts_setting,
@@ -53,8 +54,9 @@ class TranslateConfig(Settings):
 
     section = STAGE
     language: str = language_setting(
-        'Language code of the translations.', translations.TARGET_LANGUAGES
+        'Language code of the translations.', translations.target_languages
     )
+    prompts: str = prompts_setting()
     attempts: int = attempts_setting(3)
     max_tokens: int = setting(
         'Maximum number of tokens that the model generates for a message.', 4096, at_least=1
@@ -69,7 +71,7 @@ def prepare(run: StageRun[TranslateConfig]) -> PreparedStage:
     The id of a translated row is LANGUAGE-ID, where ID is the id of the source row.
     """
     translator = _Translator(run)
-    fingerprints = {'prompts': translations.digest(run.config.language)}
+    fingerprints = {'prompts': translations.digest(run.config.language, run.config.prompts)}
     assumption = 'translations that are as much longer as in the demonstration'
     expectation = Expectation(translator.expected_requests, assumption)
     return PreparedStage(translator, fingerprints, expectation=expectation)
@@ -114,7 +116,7 @@ class _Translator:
     ) -> Iterator[ExpectedRequest]:
         """Yield the expected request for each message of a conversation."""
         source = _source(row)
-        prompt = translations.load(self._config.language, source.subset)
+        prompt = self._prompt(source.subset)
         growth = count_tokens(prompt.translation) / count_tokens(prompt.source)
         frame_tokens = count_tokens(chat_text(prompt.messages('')))
         previous_tokens = 0
@@ -123,6 +125,9 @@ class _Translator:
             prompt_tokens = frame_tokens + tokens + (1 + growth) * previous_tokens
             yield ExpectedRequest(prompt_tokens, growth * tokens)
             previous_tokens = tokens
+
+    def _prompt(self, subset: str) -> translations.TranslationPrompt:
+        return translations.load(self._config.language, subset, self._config.prompts)
 
     async def _translate_message(
         self,
@@ -145,7 +150,7 @@ class _Translator:
             Translation of the last attempt, and its faults, in the order of
             `translation_checks.KINDS`.
         """
-        messages = translations.load(self._config.language, subset).messages(text, previous)
+        messages = self._prompt(subset).messages(text, previous)
         for sample in range(self._config.attempts):
             request = ModelRequest(STAGE, messages, self._sampling, sample)
             reply = await self._model.complete(request)

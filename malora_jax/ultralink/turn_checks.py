@@ -10,7 +10,6 @@ from malora_jax.ultralink.text.shingles import similarity
 
 # Fault of an answer that is too short, which ends a dialogue without another attempt.
 SHORT = 'short'
-_QUESTION_MARK = re.compile('[?？]')
 _NUMBERED = re.compile(r'\s*(?:\(?\d+[.)、．]|[-*•]|[a-zа-я]\))\s', re.IGNORECASE)
 # Evidence of a name or a date: a digit, or a capital letter that does not start the question.
 _NAMES_SOMETHING = re.compile(r'\d|\w\W+[^\W\d_a-zà-öø-ÿа-яё]')
@@ -43,8 +42,8 @@ def question_fault(
         return fault
     if not min_characters <= len(text) <= max_characters:
         return 'length'
-    marks = _QUESTION_MARK.findall(text)
-    if len(marks) != 1 or text[-1] not in '?？' or '\n' in text or _NUMBERED.match(text):
+    is_one = _count_marks(text, prompts) == 1 and text[-1] in prompts.question_marks
+    if not is_one or '\n' in text or _NUMBERED.match(text):
         return 'not one question'
     if identify_language(text) != language:
         return 'language'
@@ -99,7 +98,7 @@ def describe_fault(
     if fault == 'language':
         return f'{describe_language(text)}, not {language}'
     if fault == 'not one question':
-        return f'{len(_QUESTION_MARK.findall(text))} question marks'
+        return f'{_count_marks(text, prompts)} question marks'
     if fault == 'asked before':
         nearest = max(earlier_questions, key=lambda earlier: similarity(text, earlier))
         return f'{similarity(text, nearest):.2f} similar to {nearest!r}'
@@ -116,6 +115,10 @@ def _reply_fault(reply: Reply) -> str:
     if reply.finish_reason == 'length':
         return 'truncated'
     return '' if reply.finish_reason == 'stop' else reply.finish_reason
+
+
+def _count_marks(text: str, prompts: DialoguePrompts) -> int:
+    return sum(map(prompts.question_marks.count, text))
 
 
 def _stands_alone(text: str, prompts: DialoguePrompts) -> bool:

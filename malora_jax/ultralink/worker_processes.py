@@ -4,11 +4,12 @@ import asyncio
 import multiprocessing
 import queue
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from multiprocessing.connection import Connection
 
 from malora_jax.data.file_rows import Row
+from malora_jax.ultralink import languages
 from malora_jax.ultralink.stage import ItemOutcome
 
 # Number of items that this process handles itself, because processes take seconds to start, in
@@ -60,9 +61,12 @@ class WorkerProcesses:
         # server has no other threads, and imports the modules once for all workers.
         context = multiprocessing.get_context('forkserver')
         context.set_forkserver_preload([type(self._process).__module__])
+        own_languages = languages.own_languages()
         for _ in range(self._workers):
             ours, theirs = context.Pipe()
-            context.Process(target=_serve, args=(theirs, self._process), daemon=True).start()
+            context.Process(
+                target=_serve, args=(theirs, self._process, own_languages), daemon=True
+            ).start()
             theirs.close()
             self._idle.put(ours)
         self._threads = futures.ThreadPoolExecutor(self._workers)
@@ -85,8 +89,11 @@ class WorkerProcesses:
         return outcome
 
 
-def _serve(connection: Connection, process: Process) -> None:
+def _serve(
+    connection: Connection, process: Process, own_languages: Sequence[languages.Language]
+) -> None:
     """Process items in a worker, until the pipe to the parent process is closed."""
+    languages.add(own_languages)
     # In a terminal, Ctrl-C reaches the workers too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

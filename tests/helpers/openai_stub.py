@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from malora_jax.ultralink import prompts
+from malora_jax.ultralink.languages import get_language
 from tests.helpers.paths import FIXTURES
 
 # TRANSPORT failures make one attempt fail; CONTENT failures spoil the answer's text.
@@ -44,8 +45,9 @@ def texts() -> dict[str, dict[str, Any]]:
 def _stages() -> dict[str, tuple[str, str]]:
     """Return the language and stage of the requirements in each dialogue prompt."""
     return {
-        prompts.load(language).requirements[stage]: (language, stage)
+        prompts.load(language, prompt_set).requirements[stage]: (language, stage)
         for language in texts()
+        for prompt_set in get_language(language).prompts
         for stage in prompts.PROMPT_NAMES
     }
 

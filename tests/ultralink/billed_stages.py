@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from malora_jax.ultralink import criteria, translations
+from malora_jax.ultralink import criteria, paper_statistics, translations
 from malora_jax.ultralink.criteria import CriteriaConfig
 from malora_jax.ultralink.dialogues import DialoguesConfig
 from malora_jax.ultralink.evaluation.answers import AnswersConfig
@@ -64,7 +64,7 @@ def translated(body: dict[str, Any]) -> str:
     system = body['messages'][0]['content']
     [language] = [
         code
-        for code in translations.TARGET_LANGUAGES
+        for code in paper_statistics.LANGUAGES[1:]
         if system in {translations.load(code, subset).system for subset in _TRANSLATED_TEXTS}
     ]
     # A French number has a comma.

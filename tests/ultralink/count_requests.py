@@ -16,7 +16,7 @@ import sys
 import tempfile
 from typing import Any
 
-from malora_jax.ultralink import translations
+from malora_jax.ultralink import paper_statistics
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.prune import PruneConfig
@@ -90,7 +90,7 @@ def translate_languages(
 ) -> int:
     """Translate into all languages, and return the number of commands."""
     commands = 0
-    for language in translations.TARGET_LANGUAGES:
+    for language in paper_statistics.LANGUAGES[1:]:
         for subset, budget in budgets.items():
             source, output = root / f'{subset}.jsonl', root / name / f'{language}-{subset}'
             if name == 'all':

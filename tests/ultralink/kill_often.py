@@ -9,6 +9,7 @@ exit status is 1 if files differ or requests were repeated.
 
 import asyncio
 import hashlib
+import itertools
 import os
 import pathlib
 import random
@@ -59,9 +60,10 @@ def make_dialogues(
 
 
 def write_segments(root: pathlib.Path, count: int) -> None:
-    """Write segments in the five languages."""
-    languages = list(LANGUAGES)
-    write_rows(root / 'segments.jsonl', [segment(languages[i % 5], i) for i in range(count)])
+    """Write segments in all languages."""
+    languages = itertools.cycle(LANGUAGES)
+    rows = [segment(language, i) for i, language in zip(range(count), languages, strict=False)]
+    write_rows(root / 'segments.jsonl', rows)
 
 
 def segment(language: str, number: int) -> dict[str, str]:

@@ -19,9 +19,9 @@ import threading
 import time
 from collections.abc import Iterator
 
+from malora_jax.ultralink import paper_statistics
 from malora_jax.ultralink.dialogues import DialoguesConfig
 from malora_jax.ultralink.documents import DocumentsConfig
-from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.shards import StageManifest
 from malora_jax.ultralink.stage import StageRun, format_counts
@@ -33,7 +33,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
 from tests.ultralink.helpers import write_rows
 
-CODES = list(LANGUAGES)
+CODES = list(paper_statistics.LANGUAGES)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from malora_jax.ultralink.languages import LANGUAGES
 from tests.helpers.openai_stub import FailurePlan, document, serve_stub
 from tests.helpers.paths import ROOT
 from tests.ultralink.billed_stages import translated, translation_row
@@ -142,7 +143,10 @@ def test_preview_and_estimate_are_separate():
     'arguments, message',
     [
         (['documets'], "Unknown stage 'documets': did you mean documents or dialogues?"),
-        (['documents', '--language=xx'], "Unknown language 'xx': known are en, es, fr, ru, zh."),
+        (
+            ['documents', '--language=xx'],
+            f"Unknown language 'xx': known are {', '.join(sorted(LANGUAGES))}.",
+        ),
         (
             ['dialogues', '--llm=local:none'],
             '--llm=local:none: this is neither a run directory nor',

@@ -16,7 +16,7 @@ from tests.ultralink.helpers import FakeModel, read_rows
 
 @pytest.mark.parametrize('language', LANGUAGES)
 def test_the_instruction_is_in_the_language(language):
-    assert identify_language(mgsm.INSTRUCTIONS[language]) == language
+    assert identify_language(LANGUAGES[language].mgsm_instruction) == language
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_accuracy_over_a_file(tmp_path):
         ('11', False),
     ]
     assert model.requests[0].messages[0].content == (
-        f'Combien font 2 + 2 ?\n\n{mgsm.INSTRUCTIONS["fr"]}'
+        f'Combien font 2 + 2 ?\n\n{LANGUAGES["fr"].mgsm_instruction}'
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import itertools
 import json
 import sqlite3
 
@@ -60,10 +61,10 @@ def provider(kind, **plan):
 
 def dialogues(home, stub, count=20, name='out', token_limit=0, **settings):
     """Make dialogues, and return the manifest and the model with its counts."""
-    languages = list(LANGUAGES)
+    languages = itertools.cycle(LANGUAGES)
     rows = [
-        {**document(languages[i % 5], i, 4), 'id': str(i), 'language': languages[i % 5]}
-        for i in range(count)
+        {**document(language, i, 4), 'id': str(i), 'language': language}
+        for i, language in zip(range(count), languages, strict=False)
     ]
     source = write_rows(home / 'segments.jsonl', rows)
 

@@ -180,7 +180,7 @@ def test_the_same_text_in_another_subset_is_no_duplicate(tmp_path):
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'language': 'de'}, "jsonl:2: Unknown language 'de'"),
+        ({'language': 'xx'}, "jsonl:2: Unknown language 'xx'"),
         ({'subset': 'maths'}, "jsonl:2: Unknown subset 'maths': did you mean math"),
         ({'data': ['q']}, "jsonl:2: 'data' has an odd number of messages .1"),
         ({'data': ['q', ' ']}, "jsonl:2: message 2 of 'data' is empty"),

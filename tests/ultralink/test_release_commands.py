@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from malora_jax.ultralink import paper_statistics
 from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.criteria import CRITERIA
-from malora_jax.ultralink.languages import LANGUAGES
 from tests.helpers.openai_stub import serve_stub
 from tests.ultralink import translated_texts
 from tests.ultralink.conversations import conversation
@@ -53,7 +53,7 @@ def test_from_english_to_a_report(tmp_path, weights):
     assert '  fault: numbers: 12' in out
     rest = [
         conversation(language, subset, n)
-        for language in LANGUAGES
+        for language in paper_statistics.LANGUAGES
         for subset in SUBSETS
         for n in range(2)
     ]

@@ -15,7 +15,7 @@ from malora_jax.ultralink.translate import TranslateConfig
 from tests.ultralink import translated_texts
 from tests.ultralink.helpers import FakeModel, read_rows, write_rows
 
-LANGUAGES = translations.TARGET_LANGUAGES
+LANGUAGES = translations.target_languages()
 SUBSETS = {'maths': 'math', 'code': 'code'}
 
 
@@ -145,7 +145,7 @@ def test_a_row_that_cannot_be_translated(tmp_path, change, message):
     'language, options, message',
     [
         ('en', {}, 'translate.language'),
-        ('de', {}, "Unknown language 'de'"),
+        ('xx', {}, "Unknown language 'xx'"),
         ('fr', {'attempts': 0}, 'translate.attempts'),
         ('fr', {'temperature': -1.0}, 'temperature'),
     ],

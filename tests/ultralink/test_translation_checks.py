@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malora_jax.ultralink import translation_checks
+from malora_jax.ultralink import translation_checks, translations
 from malora_jax.ultralink.text import quantities, spans
 from malora_jax.ultralink.text.language_identification import identify_language
 from tests.ultralink import translated_texts
 
-LANGUAGES = ('zh', 'ru', 'fr', 'es')
+LANGUAGES = translations.target_languages()
 
 
 def kinds(source: str, translation: str, language: str) -> set[str]:

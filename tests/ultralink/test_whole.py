@@ -41,7 +41,7 @@ def translation(body) -> str:
     system, text = body['messages'][0]['content'], body['messages'][-1]['content']
     (language,) = [
         code
-        for code in translations.TARGET_LANGUAGES
+        for code in translations.target_languages()
         if system == translations.load(code, 'math').system
     ]
     (found,) = [each.translations for each in translated_texts.ALL.values() if each.english == text]
@@ -79,14 +79,14 @@ def made(tmp_path_factory, weights):
             )
             talk = ('--context-tokens=9000', f'--input={documents}', f'--output={dialogues}')
             told[code, 'dialogues'] = run_successfully('dialogues', *talk, counter, *llm)
-        for code in translations.TARGET_LANGUAGES:
+        for code in translations.target_languages():
             out = f'--output={home}/{code}/translated'
             told[code, 'translate'] = run_successfully(
                 'translate', f'--language={code}', f'--input={english}', out, *llm
             )
         failed = stub.failure_counts
     rows = [f'{home}/{code}/dialogues' for code in texts()]
-    rows += [f'{home}/{code}/translated' for code in translations.TARGET_LANGUAGES]
+    rows += [f'{home}/{code}/translated' for code in translations.target_languages()]
     run_successfully('prune', f'--input={",".join(rows)}', f'--output={home}/pruned')
     told['export'] = run_successfully(
         'export', f'--input={home}/pruned', f'--output={home}/release'

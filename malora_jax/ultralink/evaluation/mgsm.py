@@ -33,14 +33,8 @@ from malora_jax.ultralink.stage import (
 STAGE = 'mgsm'
 # Assumed length of a solution, for estimates.
 _SOLUTION_TOKENS = 200
-# Instruction after the problem: end with the answer, in a phrase that `final_number` looks for.
-INSTRUCTIONS = {
-    'en': 'Solve the problem step by step. End with "The answer is" and the number.',
-    'zh': '请逐步解答这道题，最后写“答案是”和得数。',
-    'ru': 'Решите задачу по шагам. В конце напишите «Ответ —» и число.',
-    'fr': 'Résolvez le problème étape par étape. Terminez par « La réponse est » et le nombre.',
-    'es': 'Resuelve el problema paso a paso. Termina con «La respuesta es» y el número.',
-}
+# A language of `number_extraction` that writes numbers with this decimal separator.
+_NUMBER_LANGUAGES = {'.': 'en', ',': 'fr'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +85,7 @@ def prepare(run: StageRun[MgsmConfig]) -> PreparedStage:
         item = mgsm.parse_mgsm(row)
         messages = (ChatMessage('user', prompt(item.question, config.language)),)
         reply = await run.model.complete(ModelRequest(STAGE, messages, sampling))
-        number = final_number(reply.text, config.language)
+        number = _final_number(reply.text, config.language)
         right = is_right(reply.text, item.answers[0], config.language)
         counts = {'right': int(right), 'no number': int(number is None)}
         answer_row = {
@@ -131,7 +125,7 @@ def prompt(question: str, language: str) -> str:
         question: Text of the problem.
         language: Code of the language of the problem and the instruction.
     """
-    return f'{question}\n\n{INSTRUCTIONS[get_language(language).code]}'
+    return f'{question}\n\n{get_language(language).mgsm_instruction}'
 
 
 def is_right(text: str, answer: str, language: str) -> bool:
@@ -143,4 +137,8 @@ def is_right(text: str, answer: str, language: str) -> bool:
         language: Code of the language, which determines the meaning of points, commas and spaces in
             numbers.
     """
-    return final_number(text, language) == Decimal(answer)
+    return _final_number(text, language) == Decimal(answer)
+
+
+def _final_number(text: str, language: str) -> Decimal | None:
+    return final_number(text, _NUMBER_LANGUAGES[get_language(language).decimal_separator])

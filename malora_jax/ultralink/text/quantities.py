@@ -1,10 +1,11 @@
 """Extraction and comparison of the numbers in texts, with all possible readings of each number.
 
 A translator may write 1,000.5 as 1.000,5, 1 000,5, 1'000.5 or in full-width digits, 50,000 as 5万
-and 2 million as 2 millones; or leave the number unchanged. So nothing here depends on the language.
-A number may have several readings: 1.000 may mean 1000 or 1. `number_differences` chooses the
-reading that makes the texts agree. (`malora_jax.data.number_extraction` reads the last number of an
-answer by the conventions of one language only.)
+and 2 million as 2 millones; or leave the number unchanged. So the number words of all languages are
+read in every text. A number may have several readings: 1.000 may mean 1000 or 1.
+`number_differences` chooses the reading that makes the texts agree.
+(`malora_jax.data.number_extraction` reads the last number of an answer by the conventions of one
+language only.)
 
 English number words up to twenty may become digits, as is usual in Chinese: three cups, 3 杯. Other
 number words (trois, 三) and superscripts are not read. A time or date is read as several separate
@@ -13,10 +14,15 @@ translations of 250 questions. These rules report differences in 14 of them in C
 Russian, 14 in French and 3 in Spanish.
 """
 
+import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import NamedTuple
+
+from malora_jax.ultralink.languages import LANGUAGES, Language
 
 # A possible reading of a match: its values in order, several if the separators separate numbers.
 Reading = tuple[Decimal, ...]
@@ -24,28 +30,55 @@ Reading = tuple[Decimal, ...]
 # Separators within one number: no-break, narrow no-break, thin and figure spaces, and apostrophes.
 # A plain space may also separate two numbers.
 _HARD = "\u00a0\u202f\u2009\u2007'’"
-_NUMBER = re.compile(
+_DIGITS = (
     r'(?:(?<![\w)\]}.])(?P<sign>[-−–－])(?:[$€£¥￥₽]\s?)?)?'
     rf'(?P<digits>(?:\d+|(?<![\w.,])(?=[.]\d))(?:[.,{_HARD}]\d+| \d{{3}}(?!\d))*)'
-    r'(?:[ \u00a0\u202f]?(?P<scale>thousand|million|billion|trillion|mille|millions?|milliards?'
-    r'|mil(?: millones)?|mill[oó]n(?:es)?|тыс(?:\.|яч\w*)|миллион\w*|млн|миллиард\w*|млрд'
-    r'|[十百千万萬亿億]+)(?![a-zà-ÿа-яё]))?',
-    re.IGNORECASE,
 )
-_SCALES = (
-    (r'mil millones|milliards?|billion|миллиард\w*|млрд', 10**9),
-    (r'millions?|mill[oó]n(?:es)?|миллион\w*|млн', 10**6),
-    (r'thousand|mille|mil|тыс.*', 10**3),
-    (r'trillion', 10**12),
-)
-_HAN = {'十': 10, '百': 100, '千': 1000, '万': 10**4, '萬': 10**4, '亿': 10**8, '億': 10**8}
 _FULL_WIDTH = str.maketrans('，．', ',.')
-_WORDS = (
-    *('one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten', 'eleven'),
-    *('twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen'),
-    'twenty',
-)
-_WORD = re.compile(rf'\b(?:{"|".join(_WORDS)})\b', re.IGNORECASE)
+_SOURCE_LANGUAGE = 'en'
+
+
+class _NumberWords(NamedTuple):
+    """Patterns and values of the number words of languages.
+
+    Attributes:
+        number: Pattern of a number: sign, digits and scale, a word or characters after the digits.
+        scale_words: Pattern and value of each scale word.
+        scale_characters: Value of each scale character, such as 10,000 for 万.
+        word: Pattern of an English number word.
+        words: English words for 1, 2, 3 and so on.
+    """
+
+    number: re.Pattern[str]
+    scale_words: Sequence[tuple[re.Pattern[str], int]]
+    scale_characters: dict[str, int]
+    word: re.Pattern[str]
+    words: Sequence[str]
+
+
+def _number_words() -> _NumberWords:
+    return _words_of(tuple(LANGUAGES.values()))
+
+
+@functools.lru_cache(maxsize=2)
+def _words_of(languages: tuple[Language, ...]) -> _NumberWords:
+    """Return the number words of languages."""
+    scales = [item for each in languages for item in each.numbers.scale_words.items()]
+    characters = {key: n for each in languages for key, n in each.numbers.scale_characters.items()}
+    # Longer patterns come first, since 'mil millones' begins with 'mil'.
+    scale = '|'.join(sorted((pattern for pattern, _ in scales), key=len, reverse=True))
+    words = LANGUAGES[_SOURCE_LANGUAGE].numbers.words
+    return _NumberWords(
+        re.compile(
+            rf'{_DIGITS}(?:[ \u00a0\u202f]?(?P<scale>{scale}|[{re.escape("".join(characters))}]+)'
+            r'(?![a-zà-ÿа-яё]))?',
+            re.IGNORECASE,
+        ),
+        [(re.compile(pattern, re.IGNORECASE), value) for pattern, value in scales],
+        characters,
+        re.compile(rf'\b(?:{"|".join(words) or "(?!)"})\b', re.IGNORECASE),
+        words,
+    )
 
 
 def readings(text: str) -> list[list[Reading]]:
@@ -55,7 +88,8 @@ def readings(text: str) -> list[list[Reading]]:
         For each number, a list of its distinct readings. The usual reading in English comes first.
     """
     text = text.translate(_FULL_WIDTH).replace('{,}', ',')
-    return [_readings(match) for match in _NUMBER.finditer(text)]
+    words = _number_words()
+    return [_readings(match, words) for match in words.number.finditer(text)]
 
 
 def number_differences(source: str, translation: str) -> tuple[list[str], list[str]]:
@@ -70,8 +104,9 @@ def number_differences(source: str, translation: str) -> tuple[list[str], list[s
         Numbers that the translation lacks, and numbers that it adds, as decimal strings.
     """
     remaining: Counter[Decimal] = Counter(value for found in readings(source) for value in found[0])
+    english = _number_words()
     in_words = Counter(
-        Decimal(_WORDS.index(word[0].lower()) + 1) for word in _WORD.finditer(source)
+        Decimal(english.words.index(word[0].lower()) + 1) for word in english.word.finditer(source)
     )
     extra: Counter[Decimal] = Counter()
     # Match numbers with a single reading first; ambiguous ones choose among the remaining values.
@@ -96,15 +131,18 @@ def _excess(reading: Reading, remaining: Counter[Decimal]) -> Counter[Decimal]:
     return Counter(reading) - remaining
 
 
-def _readings(match: re.Match[str]) -> list[Reading]:
-    """Return the interpretations (readings) of a match of `_NUMBER`, with the most likely first."""
+def _readings(match: re.Match[str], words: _NumberWords) -> list[Reading]:
+    """Return the interpretations (readings) of a match of a number, with the most likely first."""
     sign = -1 if match['sign'] else 1
     found = [_signed(reading, sign) for reading in _digits(match['digits'])]
     if not match['scale']:
         return found
-    scale = _scale(match['scale'])
     # Keep the unscaled readings, since a word such as 千克 (kilogram) only starts like a scale.
-    scaled = [(*reading[:-1], reading[-1] * scale) for reading in found]
+    scaled = [
+        (*reading[:-1], reading[-1] * scale)
+        for scale in _scales(match['scale'], words)
+        for reading in found
+    ]
     return list(dict.fromkeys(scaled + found))
 
 
@@ -112,14 +150,14 @@ def _signed(reading: Reading, sign: int) -> Reading:
     return (reading[0] * sign, *reading[1:])
 
 
-def _scale(word: str) -> int:
-    """Return the value of a scale word, such as 1,000,000 for 'millones'."""
-    if word[0] in _HAN:
-        product = 1
-        for letter in word:
-            product *= _HAN[letter]
-        return product
-    return next(value for pattern, value in _SCALES if re.fullmatch(pattern, word, re.IGNORECASE))
+def _scales(word: str, words: _NumberWords) -> list[int]:
+    """Return the values of a scale word, such as 1,000,000 for 'millones'.
+
+    A word may have several: in English, a billion has 9 zeros, in German 12. English comes first.
+    """
+    if word[0] in words.scale_characters:
+        return [math.prod(words.scale_characters[character] for character in word)]
+    return [value for pattern, value in words.scale_words if pattern.fullmatch(word)]
 
 
 def _digits(digits: str) -> list[Reading]:

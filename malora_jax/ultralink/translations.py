@@ -4,17 +4,16 @@ The instruction is written in the target language. The demonstration is an Engli
 translation; the translation passes all `translation_checks`.
 """
 
-import functools
-import hashlib
-import importlib.resources
-import tomllib
 from typing import NamedTuple
 
 from malora_jax.errors import unknown_name
+from malora_jax.ultralink import prompt_sets
+from malora_jax.ultralink.language_schema import Demonstration
+from malora_jax.ultralink.languages import LANGUAGES, get_language
 from malora_jax.ultralink.llm.chat import ChatMessage
+from malora_jax.ultralink.prompt_sets import STRICT
 
-# Target languages, and subsets that are translated.
-TARGET_LANGUAGES = ('zh', 'ru', 'fr', 'es')
+# Subsets that are translated.
 SUBSETS = ('chat_agnostic', 'math', 'code')
 
 
@@ -49,28 +48,39 @@ class TranslationPrompt(NamedTuple):
         return ChatMessage('system', self.system), *turns, ChatMessage('user', text)
 
 
-@functools.cache
-def load(language: str, subset: str) -> TranslationPrompt:
+def target_languages() -> tuple[str, ...]:
+    """Return the codes of the languages into which conversations can be translated."""
+    return tuple(code for code, language in LANGUAGES.items() if language.demonstrations)
+
+
+def load(code: str, subset: str, prompt_set: str = STRICT) -> TranslationPrompt:
     """Load the translation prompt of a language and a subset.
 
+    Args:
+        code: Code of the target language.
+        subset: One of `SUBSETS`.
+        prompt_set: Name or path of the prompt set.
+
     Raises:
-        UserError: There is no prompt for the language or the subset.
+        UserError: There is no prompt for the language, the subset or the set.
     """
-    if language not in TARGET_LANGUAGES:
-        raise unknown_name('language of translations', language, TARGET_LANGUAGES)
+    if code not in target_languages():
+        raise unknown_name('language of translations', code, target_languages())
     if subset not in SUBSETS:
         raise unknown_name('subset of translations', subset, SUBSETS)
-    fields = tomllib.loads(_read_toml(language))[subset]
-    return TranslationPrompt(*(fields[name].strip() for name in TranslationPrompt._fields))
+    language = get_language(code)
+    texts = prompt_sets.find(language, prompt_set).translation
+    if texts is None:
+        raise prompt_sets.missing('translation', language, prompt_set)
+    demonstration: Demonstration = getattr(language.demonstrations, subset)
+    fields = (getattr(texts, subset), demonstration.source, demonstration.translation)
+    return TranslationPrompt(*map(str.strip, fields))
 
 
-def digest(language: str) -> str:
+def digest(code: str, prompt_set: str = STRICT) -> str:
     """Return the SHA-256 digest of a language's prompts, in hexadecimal.
 
-    The manifest records it, because other prompts give other rows.
+    The manifest records it, because other prompts or number words give other rows.
     """
-    return hashlib.sha256(_read_toml(language).encode()).hexdigest()
-
-
-def _read_toml(language: str) -> str:
-    return (importlib.resources.files(__package__) / f'{language}.toml').read_text('utf-8')
+    prompts = [load(code, subset, prompt_set) for subset in SUBSETS]
+    return prompt_sets.digest([prompts, get_language(code).numbers])
