@@ -30,7 +30,8 @@ from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.pipeline import GROUPS
 from malora_jax.ultralink.preview import preview
 from malora_jax.ultralink.stage import StageRun
-from malora_jax.ultralink.stages import STAGES, FileCommand, Stage
+from malora_jax.ultralink.stage_command import FileCommand, Stage
+from malora_jax.ultralink.stages import STAGES
 
 
 def main() -> None:

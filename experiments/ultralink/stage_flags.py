@@ -18,7 +18,7 @@ from malora_jax.ultralink.pipeline import check_inputs
 from malora_jax.ultralink.selection import Selection
 from malora_jax.ultralink.settings import Declaration, Settings, declarations
 from malora_jax.ultralink.stage import Config, StageRun
-from malora_jax.ultralink.stages import Command
+from malora_jax.ultralink.stage_command import Command
 from malora_jax.ultralink.text.tokens import load_token_counter
 
 _TOKENIZER = (

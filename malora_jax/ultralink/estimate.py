@@ -26,7 +26,7 @@ from malora_jax.ultralink.llm.usage import TokenUsage
 from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.selection import ALL_ITEMS, smallest_hashes
 from malora_jax.ultralink.stage import PreparedStage, StageRun, item_name
-from malora_jax.ultralink.stages import Stage
+from malora_jax.ultralink.stage_command import Stage
 
 # Number of items from which the expected usage of all others is computed.
 _DRAWN_ITEMS = 200

@@ -12,7 +12,7 @@ from malora_jax.ultralink.llm.cached_requests import current_item
 from malora_jax.ultralink.llm.chat import ModelRequest, Reply
 from malora_jax.ultralink.selection import smallest_hashes
 from malora_jax.ultralink.stage import ItemOutcome, StageRun, item_name, item_place, with_detail
-from malora_jax.ultralink.stages import Stage
+from malora_jax.ultralink.stage_command import Stage
 
 
 class _Exchange(NamedTuple):

@@ -8,7 +8,8 @@ from experiments.ultralink.__main__ import _listing
 from malora_jax.errors import UserError
 from malora_jax.ultralink import pipeline, shards
 from malora_jax.ultralink.manifest import ShardCounts, StageManifest
-from malora_jax.ultralink.stages import STAGES, Stage
+from malora_jax.ultralink.stage_command import Stage
+from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import write_rows
 
 

@@ -12,7 +12,8 @@ from experiments.ultralink.__main__ import _with_underscores
 from experiments.ultralink.stage_flags import StageFlags
 from malora_jax.errors import UserError
 from malora_jax.ultralink.settings import Settings, setting
-from malora_jax.ultralink.stages import STAGES, Stage
+from malora_jax.ultralink.stage_command import Stage
+from malora_jax.ultralink.stages import STAGES
 
 
 @dataclasses.dataclass(frozen=True)
