@@ -30,7 +30,7 @@ csv.field_size_limit(2**31 - 1)
 # File formats that user tasks may have.
 SUFFIXES = ('.jsonl', '.csv', '.tsv', '.parquet')
 # Numbers are kept as strings, exactly as written. NaN is not valid JSON and counts as missing.
-_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
+DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
 _DELIMITERS = {'.csv': ',', '.tsv': '\t'}
 
 
@@ -96,7 +96,7 @@ def _read_json(path: pathlib.Path) -> Iterator[Row]:
     if not text.lstrip().startswith('['):
         yield from _json_lines(path, text)
         return
-    objects = files.parse_json(text, str(path), decode=_DECODER.decode)
+    objects = files.parse_json(text, str(path), decode=DECODER.decode)
     for number, fields in enumerate(objects, start=1):
         location = f'{path} row {number}'
         _check_object(location, fields)
@@ -105,7 +105,7 @@ def _read_json(path: pathlib.Path) -> Iterator[Row]:
 
 def _json_lines(path: pathlib.Path, text: str) -> Iterator[Row]:
     lines = files.parse_json_lines(
-        text.split('\n'), f'{path} line ', 'each line must be one JSON object', _DECODER.decode
+        text.split('\n'), f'{path} line ', 'each line must be one JSON object', DECODER.decode
     )
     for location, fields in lines:
         _check_object(location, fields)

@@ -16,6 +16,9 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
 
 FOLDER = 'attribution'
+# Fields of a document, or of a row of a public dataset, that its source has.
+OWN_FIELDS = ('title', 'url', 'license')
+_SUFFIX = '.sources.jsonl'
 _WIKIPEDIA, _WIKIPEDIA_LICENSE = '.wikipedia.org/', 'CC BY-SA 4.0'
 
 
@@ -23,15 +26,14 @@ def source_of(row: Row, **values: Any) -> dict[str, str]:
     """Return the source of a row that is read from a document or from a public dataset.
 
     Args:
-        row: Row, whose fields `title`, `url` and `license` are used if they are strings.
+        row: Row, whose fields `OWN_FIELDS` are used if they are strings.
         **values: Values of fields that the row lacks; '' = unknown.
     """
-    own = {name: row.fields.get(name) for name in ('title', 'url', 'license')}
+    own = {name: row.fields.get(name) for name in OWN_FIELDS}
     source = {**values, **{name: text for name, text in own.items() if isinstance(text, str)}}
     if _WIKIPEDIA in source.get('url', ''):
         source['license'] = source.get('license') or _WIKIPEDIA_LICENSE
-    ordered = ('id', 'title', 'url', 'license')
-    return {name: source[name] for name in ordered if source.get(name)}
+    return {name: source[name] for name in ('id', *OWN_FIELDS) if source.get(name)}
 
 
 def read_source(row: Row) -> dict[str, str]:
@@ -50,7 +52,12 @@ def read_source(row: Row) -> dict[str, str]:
 
 def path_of(released: pathlib.Path) -> pathlib.Path:
     """Return the path of the attribution of a released file."""
-    return released.parent / FOLDER / f'{released.stem}.sources.jsonl'
+    return released.parent / FOLDER / f'{released.stem}{_SUFFIX}'
+
+
+def is_attribution(path: pathlib.Path) -> bool:
+    """Return whether a file is the attribution of a released file."""
+    return path.parent.name == FOLDER and path.name.endswith(_SUFFIX)
 
 
 def read_sources(released: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:

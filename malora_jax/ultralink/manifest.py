@@ -34,7 +34,7 @@ _ADDED = {
     'documents': {'license': ''},
     'prune': {'english': 'keep', 'math_near_duplicates': 'remove'},
     'judge': {'protocol': 'both_orders'},
-    'import': {'subset': 'auto', 'url': '', 'license': ''},
+    'import': {'subset': 'auto', 'title': '', 'url': '', 'license': ''},
 }
 
 
@@ -190,6 +190,9 @@ def check_resumable(path: pathlib.Path, stored: StageManifest, expected: StageMa
             f'{path} was made by the stage {stored.stage!r}, not by {expected.stage!r}: choose '
             'another --output.'
         )
+    # First, because digests of files that belong to the inputs, such as attributions, also differ.
+    if stored.inputs != expected.inputs:
+        raise UserError(f'{path} was made from other inputs: choose another --output.')
     ours, theirs = (
         {'seed': each.seed, 'shard_items': each.shard_items, **_flat(each.settings)}
         for each in (expected, stored)
@@ -203,8 +206,6 @@ def check_resumable(path: pathlib.Path, stored: StageManifest, expected: StageMa
                 f'{path} was made with {name} = {theirs.get(name)!r}, not {ours.get(name)!r}: '
                 'choose another --output.'
             )
-    if stored.inputs != expected.inputs:
-        raise UserError(f'{path} was made from other inputs: choose another --output.')
     if not expected.selection.contains(stored.selection):
         raise UserError(
             f'{path} was made with {stored.selection}, not {expected.selection}: '

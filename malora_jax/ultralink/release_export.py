@@ -118,3 +118,9 @@ def split_id(identifier: str) -> tuple[str, str, int] | None:
     """Split the id of a released row into language, subset and number; None for any other id."""
     match = _ID.fullmatch(identifier)
     return (match[1], match[2], int(match[3])) if match and match[1] in LANGUAGES else None
+
+
+def released_name(identifier: str) -> str:
+    """Return the name of the file that has a released row, of any language; '' for other ids."""
+    match = _ID.fullmatch(identifier)
+    return f'{match[1]}_{match[2]}.jsonl' if match else ''

@@ -5,15 +5,18 @@ released files, LANGUAGE_SUBSET.jsonl, are validated and keep their ids. They ar
 except for the new fields `language`, `subset`, and `source` if the release has attributions.
 """
 
+import codecs
 import dataclasses
+import itertools
+import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from malora_jax import files, hub
 from malora_jax.data.compressed_files import open_decompressed
-from malora_jax.data.file_rows import Row, check_file, file_kind, read_rows
+from malora_jax.data.file_rows import DECODER, Row, check_file, file_kind, read_rows
 from malora_jax.errors import UserError
 from malora_jax.ultralink import attribution, public_datasets, release_export, shards
 from malora_jax.ultralink.conversations import SUBSETS, data_fault
@@ -27,9 +30,12 @@ STAGE = 'import'
 REPOSITORY = 'R0k1e/UltraLink'
 _COMMIT = re.compile(r'[0-9a-f]{40}')
 _RELEASED_NAME = re.compile(rf'[a-z]+_({"|".join(SUBSETS)})\.jsonl')
+# Number of the first rows of a file, one of which must have a known format.
+_FIRST_ROWS = 10
 _DATA_SUFFIXES = ('.json', '.jsonl', '.parquet')
 # An invalid row has these fields, a description of its fault and the line itself, and its id.
 _FAULT_FIELD, _LINE_FIELD = '\0fault', '\0line'
+_NO_OBJECT = 'not a JSON object'
 
 
 def download(revision: str) -> pathlib.Path:
@@ -59,7 +65,8 @@ def download(revision: str) -> pathlib.Path:
 def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """Return the paths of the 20 released files in a folder or its subfolders.
 
-    The output of `export` may have fewer files, those of the subsets that were exported.
+    Files of other languages with names of the same form are included. The output of `export` may
+    have fewer files, those of the subsets that were exported.
 
     Raises:
         UserError: The folder or a file is missing, or two files have the same name.
@@ -68,14 +75,31 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
         raise UserError(f'There is no folder {folder}.')
     if _is_exported(folder):
         return _exported_files(folder)
-    paths_by_name = {name: sorted(folder.rglob(name)) for name in FILE_NAMES}
+    paths_by_name: dict[str, list[pathlib.Path]] = {name: [] for name in FILE_NAMES}
+    for path in sorted(folder.rglob('*.jsonl')):
+        if _RELEASED_NAME.fullmatch(path.name):
+            paths_by_name.setdefault(path.name, []).append(path)
     missing = [name for name, paths in paths_by_name.items() if not paths]
     if missing:
-        raise UserError(f'{folder} lacks {len(missing)} of the 20 files: {", ".join(missing)}.')
-    for paths in paths_by_name.values():
-        if len(paths) > 1:
-            raise UserError(f'{paths[0]} and {paths[1]} have the same name: remove one.')
-    return [paths[0] for paths in paths_by_name.values()]
+        raise UserError(
+            f'{folder} lacks {len(missing)} of the 20 files: {", ".join(missing)}. To import only '
+            'the others, list them in --input.'
+        )
+    found = [path for paths in paths_by_name.values() for path in paths]
+    _check_distinct_names(found)
+    return found
+
+
+def _check_distinct_names(paths: Sequence[pathlib.Path]) -> None:
+    """Check that no two released files have the same name, because their rows have the same ids.
+
+    Raises:
+        UserError: Two files have the same name.
+    """
+    first: dict[str, pathlib.Path] = {}
+    for path in paths:
+        if first.setdefault(path.name, path) != path:
+            raise UserError(f'{first[path.name]} and {path} have the same name: remove one.')
 
 
 def _is_exported(folder: pathlib.Path) -> bool:
@@ -88,14 +112,15 @@ def _exported_files(folder: pathlib.Path) -> list[pathlib.Path]:
     Raises:
         UserError: A file is missing although its attribution is there, or there is no file.
     """
-    paths = [folder / name for name in file_names()]
-    exported = [path for path in paths if path.exists() or attribution.path_of(path).exists()]
-    missing = [path.name for path in exported if not path.exists()]
-    if missing or not exported:
+    present = {path.name for path in folder.iterdir() if _RELEASED_NAME.fullmatch(path.name)}
+    known = [name for name in file_names() if attribution.path_of(folder / name).exists()]
+    missing = [name for name in known if name not in present]
+    if missing or not present:
         raise UserError(
             f'{folder} lacks {", ".join(missing) or "all released files"}: export it again.'
         )
-    return exported
+    order = [name for name in file_names() if name in present]
+    return [folder / name for name in (*order, *sorted(present.difference(order)))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +163,14 @@ def _files_at(path: pathlib.Path) -> list[pathlib.Path]:
         check_file(path)
         return [path]
     inside = sorted(file for file in path.rglob('[!.]*') if file.is_file())
-    public = [file for file in inside if file_kind(file) in _DATA_SUFFIXES]
-    is_release = _is_exported(path) or any(file.name in FILE_NAMES for file in inside)
+    public = [
+        file
+        for file in inside
+        if file_kind(file) in _DATA_SUFFIXES and not attribution.is_attribution(file)
+    ]
+    # A user may have copied a few of the released files. A folder with most of them lacks some.
+    num_released = len({file.name for file in inside} & {*FILE_NAMES})
+    is_release = _is_exported(path) or num_released > len(FILE_NAMES) / 2
     return find_files(path) if is_release or not public else public
 
 
@@ -147,12 +178,16 @@ def prepare(run: StageRun[ImportConfig]) -> PreparedStage:
     """Return the function that converts a row, or drops an invalid row and reports it on stderr.
 
     Raises:
-        UserError: An input has the name of a released file, but of an unknown language.
+        UserError: An input has the name of a released file, but of an unknown language; two
+            released files have the same name; or an input is a file of a public dataset, and its
+            first rows have no known format.
     """
     released = file_names()
-    for path in run.inputs:
-        if path.name not in released and _RELEASED_NAME.fullmatch(path.name):
-            raise UserError(f'{path} is not one of the 20 released files, such as {FILE_NAMES[0]}.')
+    public = [path for path in run.inputs if path.name not in released]
+    _check_languages(public)
+    _check_distinct_names([path for path in run.inputs if path.name in released])
+    for path in public:
+        _check_first_rows(path)
 
     async def process(row: Row) -> ItemOutcome:
         fault = row.fields.get(_FAULT_FIELD)
@@ -170,6 +205,38 @@ def prepare(run: StageRun[ImportConfig]) -> PreparedStage:
 
     sources = [path for path in map(attribution.path_of, run.inputs) if path.is_file()]
     return PreparedStage(process, {'attribution': shards.digest(sources)} if sources else {})
+
+
+def _check_languages(paths: Sequence[pathlib.Path]) -> None:
+    """Check that no file has the name of a released file of an unknown language.
+
+    Args:
+        paths: Files that are not released files of a known language.
+
+    Raises:
+        UserError: There is such a file; the message has the flag that adds the language.
+    """
+    unknown = [path for path in paths if _RELEASED_NAME.fullmatch(path.name)]
+    if unknown:
+        flag = ','.join(sorted({f'{path.name.partition("_")[0]}.toml' for path in unknown}))
+        are_not_among = 'is not one of' if len(unknown) == 1 else 'are not among'
+        raise UserError(
+            f'{", ".join(map(str, unknown))} {are_not_among} the 20 released files, such as '
+            f'{FILE_NAMES[0]}: for a language of your own, name its file: --language-files={flag}.'
+        )
+
+
+def _check_first_rows(path: pathlib.Path) -> None:
+    """Check that any of the first rows of a file of a public dataset has a known format.
+
+    Raises:
+        UserError: None of them has, or one is a released row.
+    """
+    rows = list(itertools.islice(_read_public(path), _FIRST_ROWS))
+    valid = [row for row in rows if _FAULT_FIELD not in row.fields]
+    if rows and not valid:
+        raise UserError(f'{rows[0].location}: {rows[0].fields[_FAULT_FIELD]}.')
+    public_datasets.check_first_rows(valid)
 
 
 def _file(row: Row) -> str:
@@ -197,17 +264,34 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 def _read_public(path: pathlib.Path) -> Iterator[Row]:
     """Yield the rows of a file of a public dataset: an array or lines of JSON, or Parquet."""
-    return read_rows(path) if file_kind(path) in ('.json', '.parquet') else _read_lines(path)
+    if file_kind(path) == '.parquet':
+        return read_rows(path)
+    with open_decompressed(path) as file:
+        start = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()
+    is_array = file_kind(path) == '.json' and start.startswith(b'[')
+    return _read_array(path) if is_array else _read_lines(path)
+
+
+def _read_array(path: pathlib.Path) -> Iterator[Row]:
+    """Yield the rows of a JSON file that is an array, which may be compressed."""
+    with open_decompressed(path) as file:
+        text = file.read().decode('utf-8-sig', 'surrogateescape')
+    rows = files.parse_json(text, str(path), decode=DECODER.decode)
+    for number, fields in enumerate(rows, start=1):
+        if not isinstance(fields, dict):
+            fields = _faulty(_NO_OBJECT, json.dumps(fields, ensure_ascii=False))
+        yield Row(f'{path} row {number}', fields)
 
 
 def _read_lines(path: pathlib.Path) -> Iterator[Row]:
     """Yield the rows of a JSON Lines file, which may be compressed; blank lines are skipped."""
     with open_decompressed(path) as lines:
         for number, line in enumerate(lines, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
-                fields = _parsed(line)
+                fields = _parsed(line, DECODER.decode)
                 if _FAULT_FIELD in fields:
-                    fields = _faulty(fields[_FAULT_FIELD], line)
+                    fields = _faulty(fields[_FAULT_FIELD], _text(line))
                 yield Row(f'{path}:{number}', fields)
 
 
@@ -221,7 +305,7 @@ def _read_released(path: pathlib.Path) -> Iterator[Row]:
             fields = _parsed(line)
             fault = fields.get(_FAULT_FIELD) or _row_fault(fields, (language, subset), seen_numbers)
             if fault:
-                data = _faulty(fault, line, fields.get('id', ''))
+                data = _faulty(fault, _text(line), fields.get('id', ''))
             else:
                 data = _row(fields, language, subset)
             released_id, source = next(sources, ('', {}))
@@ -236,22 +320,25 @@ def _read_released(path: pathlib.Path) -> Iterator[Row]:
             yield Row(f'{path}:{line_number}', data)
 
 
-def _faulty(fault: str, line: bytes, identifier: Any = '') -> dict[str, Any]:
+def _text(line: bytes) -> str:
+    return line.decode('utf-8', 'replace').rstrip()
+
+
+def _faulty(fault: str, text: str, identifier: Any = '') -> dict[str, Any]:
     """Return the fields of an invalid row."""
-    text = line.decode('utf-8', 'replace').rstrip()
     return {'id': identifier, _FAULT_FIELD: fault, _LINE_FIELD: text}
 
 
-def _parsed(line: bytes) -> Mapping[str, Any]:
+def _parsed(line: bytes, decode: Callable[[str], Any] = json.loads) -> Mapping[str, Any]:
     """Return the fields of a line.
 
     If the line is not a JSON object, the only field is `_FAULT_FIELD`, which describes the fault.
     """
     try:
-        fields = files.parse_json(line, 'the row')
+        fields = files.parse_json(line, 'the row', decode=decode)
     except UserError as error:
         return {_FAULT_FIELD: str(error)}
-    return fields if isinstance(fields, dict) else {_FAULT_FIELD: 'not a JSON object'}
+    return fields if isinstance(fields, dict) else {_FAULT_FIELD: _NO_OBJECT}
 
 
 def _row_fault(fields: Mapping[str, Any], group: tuple[str, str], seen_numbers: set[int]) -> str:

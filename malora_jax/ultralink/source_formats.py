@@ -20,13 +20,15 @@ Repairs, in this order:
    FastChat drops such conversations.
 3. System messages are put before the first question, with a blank line between, because released
    rows have no place of their own for them. Mistral and Llama 2 have them there, too.
+
+The content of a message may be a list of parts, as in OpenAI's chat format. Parts with text are
+joined with a blank line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from malora_jax.data.file_rows import Row
-from malora_jax.errors import UserError
 from malora_jax.ultralink.conversations import SUBSETS, data_fault
 
 _CHAT, _MATH, _CODE = SUBSETS[1:]
@@ -36,6 +38,11 @@ _PAIR_FORMATS = {
     ('problem', 'solution'): ('Magicoder OSS-Instruct', _CODE),
     ('instruction', 'response'): ('Magicoder Evol-Instruct', _CODE),
 }
+# Fields that belong to the question of a pair, such as `context` of Dolly and `input` of Alpaca.
+_QUESTION_PARTS = (
+    *('context', 'input', 'inputs', 'passage', 'document', 'background'),
+    *('history', 'system', 'system_prompt'),
+)
 # Names of the speaker and of the text of a turn.
 _TURN_FIELDS = (('from', 'value'), ('role', 'content'))
 _SYSTEM, _USER, _ASSISTANT = 'system', 'user', 'assistant'
@@ -46,6 +53,10 @@ _ROLES = {
 }
 # Reasons why a conversation cannot be repaired.
 MALFORMED, NO_TURN, SPEAKER = 'malformed turns', 'no question with an answer', 'unknown speaker'
+PART, LOST_FIELD, UNKNOWN = 'part without text', 'field would be lost', 'unknown format'
+
+# Repair that may leave no message.
+_CUT = 'cut before an empty message'
 
 # A speaker and a text.
 _Message = tuple[str, Any]
@@ -61,6 +72,7 @@ class ReadConversation(NamedTuple):
         repairs: Kinds of repairs that were made.
         reason: Why the conversation cannot be repaired; '' if it could.
         detail: Explanation of the reason.
+        fields: Names of the fields that the format has.
     """
 
     format: str
@@ -69,42 +81,70 @@ class ReadConversation(NamedTuple):
     repairs: Sequence[str] = ()
     reason: str = ''
     detail: str = ''
+    fields: Sequence[str] = ()
 
 
 def read(row: Row) -> ReadConversation:
     """Return the conversation in a row of any known format, repaired if necessary.
 
-    Raises:
-        UserError: The row has the fields of no format; the message names those that it has.
+    A row with the fields of no format has the reason `UNKNOWN`.
     """
     fields = row.fields
     if 'data' in fields:
-        texts = fields['data']
-        name = 'UltraChat'
-        if not isinstance(texts, list):
-            return ReadConversation(name, _CHAT, (), (), MALFORMED, "'data' must be a list")
-        speakers = (_USER, _ASSISTANT) * (len(texts) // 2 + 1)
-        return _repaired(name, _CHAT, list(zip(speakers, texts, strict=False)))
+        return _read_texts(fields['data'])._replace(fields=['data'])
     for field, name in _TURN_FORMATS.items():
         if field in fields:
-            try:
-                messages = [_message(turn) for turn in fields[field]]
-            except (TypeError, LookupError):
-                detail = f"'{field}' must be a list of turns with 'from' and 'value'"
-                if field != 'conversations':
-                    detail += " or with 'role' and 'content'"
-                return ReadConversation(name, _CHAT, (), (), MALFORMED, detail)
-            system = [(_SYSTEM, fields['system'])] if fields.get('system') else []
-            return _repaired(name, _CHAT, system + messages)
+            return _read_turns(name, field, fields)._replace(fields=[field, 'system'])
     for (question, answer), (name, subset) in _PAIR_FORMATS.items():
         if question in fields and answer in fields:
-            pair = [(_USER, fields[question]), (_ASSISTANT, fields[answer])]
-            return _repaired(name, subset, pair)
-    raise UserError(
-        f'{row.location} has the fields {", ".join(sorted(fields)) or "of an empty object"}, which '
-        'no known format has: rename them to `query` and `response`, or to `messages` (a list of '
-        'turns with `role` and `content`).'
-    )
+            found = _read_pair(name, subset, question, answer, fields)
+            return found._replace(fields=[question, answer])
+    lacking = [f'lacks {answer}' for question, answer in _PAIR_FORMATS if question in fields]
+    detail = lacking[0] if lacking else f'has the fields {describe_fields(row)}'
+    return ReadConversation('unknown', _CHAT, (), (), UNKNOWN, detail)
+
+
+def describe_fields(row: Row) -> str:
+    """Return the names of a row's fields as text."""
+    return ', '.join(sorted(row.fields)) or 'of an empty object'
+
+
+def _read_texts(texts: Any) -> ReadConversation:
+    """Return the conversation of an UltraChat row."""
+    name = 'UltraChat'
+    if not isinstance(texts, list):
+        return ReadConversation(name, _CHAT, (), (), MALFORMED, "'data' must be a list")
+    speakers = (_USER, _ASSISTANT) * (len(texts) // 2 + 1)
+    return _repaired(name, _CHAT, list(zip(speakers, texts, strict=False)))
+
+
+def _read_turns(name: str, field: str, fields: Mapping[str, Any]) -> ReadConversation:
+    """Return the conversation in a field that is a list of turns."""
+    try:
+        messages = [_message(turn) for turn in fields[field]]
+    except (TypeError, LookupError):
+        detail = f"'{field}' must be a list of turns with 'from' and 'value'"
+        if field != 'conversations':
+            detail += " or with 'role' and 'content'"
+        return ReadConversation(name, _CHAT, (), (), MALFORMED, detail)
+    system = [(_SYSTEM, fields['system'])] if fields.get('system') else []
+    return _repaired(name, _CHAT, system + messages)
+
+
+def _read_pair(
+    name: str, subset: str, question: str, answer: str, fields: Mapping[str, Any]
+) -> ReadConversation:
+    """Return the conversation of a row with a question and an answer."""
+    lost = next((part for part in _QUESTION_PARTS if is_filled(fields.get(part))), '')
+    if lost:
+        detail = f"'{lost}' is not empty: add it to '{question}', and remove it"
+        return ReadConversation(name, subset, (), (), LOST_FIELD, detail)
+    return _repaired(name, subset, [(_USER, fields[question]), (_ASSISTANT, fields[answer])])
+
+
+def is_filled(value: Any) -> bool:
+    """Return whether the value of a field is neither missing nor empty."""
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
 def count_repairs(repairs: Sequence[str]) -> dict[str, int]:
@@ -122,6 +162,22 @@ def _message(turn: Any) -> _Message:
     return str(turn[speaker]).lower(), turn[text]
 
 
+def _parts(content: Any) -> list[Mapping[str, Any]]:
+    """Return the parts of a message; [] if it does not consist of parts."""
+    is_parts = isinstance(content, list) and all(isinstance(part, dict) for part in content)
+    return content if is_parts else []
+
+
+def _has_text(part: Mapping[str, Any]) -> bool:
+    return part.get('type') == 'text' and isinstance(part.get('text'), str)
+
+
+def _text(content: Any) -> Any:
+    """Return the content of a message, with its parts joined if it consists of parts."""
+    parts = _parts(content)
+    return '\n\n'.join(part['text'] for part in parts) if parts else content
+
+
 def _repaired(name: str, subset: str, messages: Sequence[_Message]) -> ReadConversation:
     """Return the conversation that consists of messages, after all repairs."""
 
@@ -131,12 +187,19 @@ def _repaired(name: str, subset: str, messages: Sequence[_Message]) -> ReadConve
     unknown = [speaker for speaker, _ in messages if speaker not in _ROLES]
     if unknown:
         return rejected(SPEAKER, f'{unknown[0]!r}')
-    if not all(isinstance(text, str) or text is None for _, text in messages):
+    other = [part for _, text in messages for part in _parts(text) if not _has_text(part)]
+    if other:
+        return rejected(PART, f'type {other[0].get("type")!r}')
+    texts = [_text(text) for _, text in messages]
+    if not all(isinstance(text, str) or text is None for text in texts):
         return rejected(MALFORMED, 'a message is not a string')
-    of_roles = [(_ROLES[speaker], text or '') for speaker, text in messages]
+    of_roles = [
+        (_ROLES[speaker], text or '') for (speaker, _), text in zip(messages, texts, strict=True)
+    ]
     system = [text for role, text in of_roles if role == _SYSTEM and text.strip()]
     chat = [message for message in of_roles if message[0] != _SYSTEM]
-    repairs: list[str] = []
+    has_joined_parts = any(len(_parts(text)) > 1 for _, text in messages)
+    repairs = ['parts of a message joined'] if has_joined_parts else []
     for repair, make in _REPAIRS.items():
         repaired = make(chat)
         if repaired != chat:
@@ -144,7 +207,8 @@ def _repaired(name: str, subset: str, messages: Sequence[_Message]) -> ReadConve
         chat = repaired
     if not chat:
         speakers = ', '.join(speaker for speaker, _ in messages)
-        return rejected(NO_TURN, f'speakers: {speakers}' if speakers else 'no messages')
+        detail = f'speakers: {speakers}' if speakers else 'no messages'
+        return rejected(NO_TURN, f'{detail}; a message is empty' if _CUT in repairs else detail)
     data = [text for _, text in chat]
     if system:
         repairs.append('system message put before the first question')
@@ -180,7 +244,7 @@ def _joined(chat: list[_Message]) -> list[_Message]:
 # Function that makes a repair, by its name in the counts of the stage.
 _REPAIRS = {
     'answers before the first question removed': _from_question,
-    'cut before an empty message': _until_empty,
+    _CUT: _until_empty,
     'last question without an answer removed': _to_answer,
     'consecutive messages of a speaker joined': _joined,
 }

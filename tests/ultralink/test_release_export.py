@@ -1,8 +1,10 @@
 """Exports have the format of the released dataset, and importing them restores the rows."""
 
 import asyncio
+import gzip
 import json
 import pathlib
+import shutil
 
 import pytest
 from hypothesis import given, settings
@@ -188,6 +190,89 @@ def test_a_file_of_another_name(tmp_path):
     path = write_rows(tmp_path / 'it_math.jsonl', [])  # Italian is not built in.
     with pytest.raises(UserError, match='is not one of the 20 released files'):
         import_files([path], tmp_path / 'imported')
+
+
+def import_inputs(path, *inputs):
+    config = ImportConfig(input=inputs)
+    run = StageRun(config, release_import.find_inputs(config), path)
+    asyncio.run(STAGES['import'].run(run))
+    return read_rows(path)
+
+
+@pytest.mark.parametrize('is_exported', [True, False])
+def test_files_of_an_unknown_language_are_not_skipped(tmp_path, is_exported):
+    folder = tmp_path / 'release'
+    folder.mkdir()
+    for name in release_export.FILE_NAMES:
+        write_rows(folder / name, [{'id': f'{name.removesuffix(".jsonl")}_0', 'data': ['q', 'a']}])
+    if is_exported:
+        (folder / 'training').mkdir()
+    one = write_rows(folder / 'pt_math.jsonl', [{'id': 'pt_math_0', 'data': ['q', 'a']}])
+    message = (
+        f'{one} is not one of the 20 released files, such as en_chat_specific.jsonl: for a '
+        'language of your own, name its file: --language-files=pt.toml.'
+    )
+    for path in (folder, one):
+        with pytest.raises(UserError) as raised:
+            import_inputs(tmp_path / 'out', path)
+        assert str(raised.value) == message
+    two = write_rows(folder / 'it_code.jsonl', [])
+    with pytest.raises(UserError) as raised:
+        import_inputs(tmp_path / 'out', folder)
+    assert str(raised.value).startswith(f'{two}, {one} are not among the 20 released files')
+    assert str(raised.value).endswith(' --language-files=it.toml,pt.toml.')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_other_inputs_are_named_before_their_attribution(tmp_path):
+    source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE, conversation('fr', 'math', 0)])
+    release_export.export([source], tmp_path / 'release')
+    import_inputs(tmp_path / 'out', tmp_path / 'release' / 'fr_math.jsonl')
+    with pytest.raises(UserError, match='out was made from other inputs: choose another --output'):
+        import_inputs(tmp_path / 'out', tmp_path / 'release')
+
+
+@pytest.mark.parametrize('name', ['training', 'training/fr.jsonl', 'renamed.jsonl', 'a.jsonl.gz'])
+def test_released_rows_in_other_files_are_refused(tmp_path, name):
+    """Their language, subset and source would be lost."""
+    source = write_rows(tmp_path / 'rows.jsonl', [conversation('fr', 'math', n) for n in range(2)])
+    release = tmp_path / 'release'
+    release_export.export([source], release)
+    content = (release / 'fr_math.jsonl').read_bytes()
+    (release / 'renamed.jsonl').write_bytes(content)
+    (release / 'a.jsonl.gz').write_bytes(gzip.compress(content))
+    message = (
+        r"jsonl(\.gz)?:1 has the id 'fr_math_0' of a released row, but the file is not "
+        r'fr_math\.jsonl: import the folder of the release instead\.'
+    )
+    with pytest.raises(UserError, match=message):
+        import_inputs(tmp_path / 'out', release / name)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_released_rows_after_others_are_refused_too(tmp_path):
+    rows = [{'id': str(n), 'data': ['Where is Lyon?', 'It is in France.']} for n in range(20)]
+    path = write_rows(tmp_path / 'f.jsonl', [*rows, {**rows[0], 'id': 'pt_code_7'}])
+    with pytest.raises(UserError, match=r"f\.jsonl:21 has the id 'pt_code_7' of a released row"):
+        import_inputs(tmp_path / 'out', path)
+    # An imported row has its language and subset.
+    own = {**rows[0], 'id': 'fr_code_7', 'language': 'fr', 'subset': 'code'}
+    found = import_inputs(tmp_path / 'own', write_rows(tmp_path / 'f.jsonl', [own]))
+    assert found == [{**own, 'source': {'id': 'fr_code_7', 'title': 'f.jsonl'}}]
+
+
+def test_a_folder_with_a_few_released_files(tmp_path):
+    source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE, conversation('fr', 'math', 0)])
+    release = tmp_path / 'release'
+    release_export.export([source], release)
+    whole = import_inputs(tmp_path / 'whole', release)
+    shutil.rmtree(release / 'training')
+    found = import_inputs(tmp_path / 'out', release)
+    assert sorted(found, key=str) == sorted(whole, key=str) and len(found) == 2
+    (release / 'old').mkdir()
+    shutil.copy(release / 'fr_math.jsonl', release / 'old')
+    with pytest.raises(UserError, match='have the same name: remove one'):
+        import_inputs(tmp_path / 'other', release)
 
 
 def test_only_a_commit_is_downloaded(monkeypatch, tmp_path):

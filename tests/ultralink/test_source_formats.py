@@ -22,6 +22,7 @@ from tests.ultralink.helpers import contents, read_rows, write_rows
 QUESTION = 'How many minutes are there in three hours, and how many in half a day?'
 ANSWER = 'There are 180 minutes in three hours, and 720 minutes in half a day.'
 PAIR = [QUESTION, ANSWER]
+TEXT_PART = {'type': 'text', 'text': QUESTION}
 FORMATS = {
     'ShareGPT': (
         {'conversations': [{'from': 'human', 'value': QUESTION}, {'from': 'gpt', 'value': ANSWER}]},
@@ -128,6 +129,18 @@ def test_repairs(turns, data, repairs):
         ({'data': 'text'}, source_formats.MALFORMED, "'data' must be a list"),
         ({'query': 'Q', 'response': None}, source_formats.NO_TURN, 'speakers: user, assistant'),
         ({'query': 'Q', 'response': '\ud800'}, source_formats.MALFORMED, 'message 2'),
+        (
+            chat('h:Q', 'g: '),
+            source_formats.NO_TURN,
+            'speakers: human, gpt; a message is empty',
+        ),
+        ({'query': 'Q'}, source_formats.UNKNOWN, 'lacks response'),
+        ({'output': 'A', 'input': 'Q'}, source_formats.UNKNOWN, 'has the fields input, output'),
+        (
+            {'messages': [{'role': 'user', 'content': [TEXT_PART, {'type': 'image_url'}]}]},
+            source_formats.PART,
+            "type 'image_url'",
+        ),
     ],
 )
 def test_what_cannot_be_repaired(fields, reason, detail):
@@ -225,3 +238,90 @@ def test_a_row_of_conversations_keeps_its_fields(tmp_path):
     found, _ = import_(tmp_path / 'out', write_rows(tmp_path / 'f.jsonl', rows), subset='math')
     assert [(row['language'], row['subset']) for row in found] == [('en', 'math'), ('fr', 'code')]
     assert [row['source'] for row in found] == [{'id': '0', 'title': 'f.jsonl'}, {'id': 'x'}]
+
+
+@pytest.mark.parametrize('name', ['context', 'input', 'history'])
+def test_a_part_of_the_question_is_not_lost(name, tmp_path):
+    """Dolly has `context` besides the question, and Alpaca `input`."""
+    empty = {'instruction': QUESTION, 'response': ANSWER, name: ' ', 'category': 'closed_qa'}
+    rows = [empty, {**empty, name: 'Half a day has 12 hours.'}]
+    found, total = import_(tmp_path / 'out', write_rows(tmp_path / 'dolly.jsonl', rows))
+    assert [row['data'] for row in found] == [PAIR]
+    assert total.dropped == {source_formats.LOST_FIELD: 1}
+    assert total.counts['ignored field: category'] == 1
+    assert f'ignored field: {name}' not in total.counts
+    detail = f"'{name}' is not empty: add it to 'instruction', and remove it"
+    assert read(rows[1]).detail == detail
+
+
+def test_ignored_fields_are_counted(tmp_path):
+    rows = [FORMATS['MetaMathQA'][0], {**FORMATS['MetaMathQA'][0], 'type': ''}]
+    rows.append({'id': 'a', 'title': 'T', **FORMATS['ShareGPT'][0], 'system': '', 'tools': ['x']})
+    _, total = import_(tmp_path / 'out', write_rows(tmp_path / 'f.jsonl', rows))
+    ignored = {name: n for name, n in total.counts.items() if name.startswith('ignored')}
+    assert ignored == {
+        'ignored field: original_question': 2,
+        'ignored field: tools': 1,
+        'ignored field: type': 1,
+    }
+
+
+@pytest.mark.parametrize('suffix', ['json', 'jsonl'])
+def test_a_bad_row_is_rejected(tmp_path, suffix):
+    good = {'query': QUESTION, 'response': ANSWER}
+    rows = [{'query': QUESTION}, good, 'a string', {}, good]
+    source = tmp_path / f'metamath.{suffix}'
+    text = json.dumps(rows) if suffix == 'json' else '\n'.join(map(json.dumps, rows))
+    source.write_text(text, 'utf-8')
+    found, total = import_(tmp_path / 'out', source)
+    assert [row['id'] for row in found] == ['metamath-2', 'metamath-5']
+    assert total.dropped == {source_formats.UNKNOWN: 2, 'bad row': 1}
+    assert total.counts['format: unknown'] == 2
+
+
+def test_a_json_file_may_have_lines(tmp_path):
+    """A broken line is one bad row, and a byte order mark is none."""
+    line = json.dumps({'id': 7, 'query': QUESTION, 'response': ANSWER})
+    source = tmp_path / 'f.json'
+    source.write_text(f'\ufeff{line}\n{{"query"\n', 'utf-8')
+    (row,), total = import_(tmp_path / 'out', source)
+    assert row['source'] == {'id': '7', 'title': 'f.json'}
+    assert total.dropped == {'bad row': 1}
+
+
+def test_a_wrong_file_is_noticed_before_anything_is_written(tmp_path):
+    good = write_rows(tmp_path / 'good.jsonl', [FORMATS['MetaMathQA'][0]])
+    wrong = write_rows(tmp_path / 'wrong.jsonl', 12 * [{'query': QUESTION}])
+    strings = tmp_path / 'strings.json'
+    strings.write_text('["a", "b"]')
+    late = write_rows(tmp_path / 'late.jsonl', [*9 * [{'text': ANSWER}], FORMATS['MetaMathQA'][0]])
+    for path, message in (
+        (wrong, r'wrong\.jsonl:1 has the fields query, which no known format has'),
+        (strings, r'strings\.json row 1: not a JSON object\.'),
+    ):
+        run = StageRun(ImportConfig(), [good, path], tmp_path / 'out', shard_items=1)
+        with pytest.raises(UserError, match=message):
+            asyncio.run(STAGES['import'].run(run))
+        assert not (tmp_path / 'out').exists()
+    _, total = import_(tmp_path / 'out', late)
+    assert total.dropped == {source_formats.UNKNOWN: 9}
+
+
+def test_the_source_is_the_row_of_the_dataset(tmp_path):
+    numbered = {**FORMATS['Magicoder OSS-Instruct'][0], 'raw_index': 40, 'seed': 'def f():'}
+    without = {name: value for name, value in numbered.items() if name != 'index'}
+    rows = [{**numbered, 'index': 0}, without, {**without, 'raw_index': None}]
+    path = write_rows(tmp_path / 'magicoder.jsonl', rows)
+    found, total = import_(tmp_path / 'out', path, title='Magicoder-OSS-Instruct-75K')
+    assert [row['source']['id'] for row in found] == ['0', '40', '3']
+    assert {row['source']['title'] for row in found} == {'Magicoder-OSS-Instruct-75K'}
+    assert [row['id'] for row in found] == ['magicoder-1', 'magicoder-2', 'magicoder-3']
+    assert total.counts['ignored field: seed'] == 3
+
+
+def test_parts_of_text_are_joined():
+    answer = [{'type': 'text', 'text': 'A'}, {'type': 'text', 'text': 'B'}]
+    turns = [{'role': 'user', 'content': [TEXT_PART]}, {'role': 'assistant', 'content': answer}]
+    found = read({'messages': turns})
+    assert list(found.data) == [QUESTION, 'A\n\nB']
+    assert list(found.repairs) == ['parts of a message joined']
