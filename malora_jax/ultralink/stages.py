@@ -34,8 +34,9 @@ Public datasets are recognized by their fields: MetaMathQA (`query`, `response`)
 (`problem`, `solution`; or `instruction`, `response`), ShareGPT (`conversations`), OpenChat
 (`items`), UltraChat (`data`) and `messages`. Files are JSON, JSON Lines or Parquet. Conversations
 are repaired if possible: for example, answers before the first question are removed, and so is a
-last question without an answer. A repeated id gets a suffix. Chats in another language than English
-are rejected. Prints the number of repairs of each kind, and of rejected rows for each reason.
+last question without an answer. A repeated id gets a suffix. All rows are taken for English ones,
+but only chats are checked: those in another language are rejected. Prints the number of repairs of
+each kind, of ignored fields, and of rejected rows for each reason.
 
 Released files, LANGUAGE_SUBSET.jsonl, are validated. Invalid rows are skipped, counted, and
 reported on stderr with file and line. Attributions that `export` has written are read, too.""",
