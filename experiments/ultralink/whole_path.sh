@@ -4,7 +4,7 @@
 #   bash experiments/ultralink/whole_path.sh SETTINGS.sh
 #
 # Repeat the command to resume: finished steps are not run again, and no request is paid for twice.
-# SETTINGS.sh is a shell script that sets these variables. Values without spaces in paths, please.
+# SETTINGS.sh is a shell script that sets these variables. Paths must not contain spaces.
 #
 #   output=data                               # everything is written here
 #   wiki=wiki                                 # has a folder for each language: wiki/en, wiki/zh, …
@@ -79,16 +79,29 @@ stopped() {
   fi
 }
 
-# Run a command that does not resume by itself; its output is in a file when it is finished.
-once() {
+# Run a command that does not resume by itself, unless the file that it writes last exists.
+unless() {
   local file=$1
   shift
-  if [ ! -e "$file" ]; then
-    mkdir -p "$(dirname "$file")"
-    "$@" > "$file.part"
-    mv "$file.part" "$file"
+  if [ -e "$file" ]; then
+    echo "There is $file already."
+  else
+    "$@"
   fi
+}
+
+# Write the output of a command to a file, which exists only when the command has finished.
+write() {
+  local file=$1
+  shift
+  mkdir -p "$(dirname "$file")"
+  "$@" > "$file.part"
+  mv "$file.part" "$file"
   echo "The output is in $file."
+}
+
+once() {
+  unless "$1" write "$@"
 }
 
 # Run a stage of an evaluation, and also write its summary to a file.
@@ -97,6 +110,28 @@ score() {
   shift
   mkdir -p "$(dirname "$file")"
   "$@" | tee "$file"
+}
+
+# Find missing files before the first request.
+check_inputs() {
+  local language folder path
+  for path in "$humaneval" "$humaneval_translation"; do need "$path"; done
+  for language in $languages; do
+    need "$wiki/$language"
+    need "$mgsm/mgsm_$language.tsv"
+    folder=$(omgeval_folder "$language")
+    if [ -n "$folder" ]; then
+      need "$omgeval/model_outputs/$folder/gpt4.json"
+      need "$omgeval/evaluator_prompts/gpt4_template/$language.txt"
+    fi
+  done
+}
+
+need() {
+  if [ ! -e "$1" ]; then
+    echo "There is no $1." >&2
+    exit 2
+  fi
 }
 
 english_rows() {
@@ -133,19 +168,21 @@ translations() {
 release_and_report() {
   local rows=$data/en/chat,$data/en/math,$data/en/code stages
   for language in $languages; do
-    rows=$rows,$data/$language/dialogues
-    [ "$language" = en ] || rows=$rows,$data/$language/chat,$data/$language/math,$data/$language/code
+    local folder=$data/$language
+    rows=$rows,$folder/dialogues
+    [ "$language" = en ] || rows=$rows,$folder/chat,$folder/math,$folder/code
   done
   stages=$rows,$data/en/agnostic$(printf ",$data/%s/documents" $languages),$data/pruned
   step 'prune' $ultralink prune --input="$rows" --output="$data/pruned"
-  step 'export' once "$output/export.txt" \
+  step 'export' unless "$release/README.md" \
     $ultralink export --input="$data/pruned" --output="$release"
-  step 'report' once "$output/report.txt" $ultralink report --input="$data/pruned" \
+  step 'report' unless "$output/report/report.md" $ultralink report --input="$data/pruned" \
     --stages="$stages" --tokenizer="$report_tokenizer" --output="$output/report"
 }
 
 # Train the model, or score it with the same config: HumanEval is named at training, because a run
-# keeps its config. It has 164 problems; as many chats of each language are held out.
+# keeps its config. It has 164 problems; as many chats of each language are held out. Translations
+# have broken rows, such as those with a translated name of the function; they are not scored.
 with_config() {
   local files=
   for language in $languages; do
@@ -153,7 +190,7 @@ with_config() {
   done
   "$python" -m "$1" --config="$config" --workdir="$model" --config.data.files="($files)" \
     --config.data.directory="$output/datasets" --config.data.held_out=164 \
-    --config.evaluation.tasks="('humaneval',)" \
+    --config.evaluation.tasks="('humaneval',)" --config.data.skip_broken \
     --config.data.sources="('humaneval/test=$humaneval_translation',)" $train_flags
 }
 
@@ -167,7 +204,11 @@ check_humaneval() {
 
 omgeval_folder() {
   case $1 in
-    en) echo english ;; zh) echo chinese ;; ru) echo russia ;; fr) echo french ;; es) echo spanish ;;
+    en) echo english ;;
+    zh) echo chinese ;;
+    ru) echo russia ;;
+    fr) echo french ;;
+    es) echo spanish ;;
   esac
 }
 
@@ -182,7 +223,6 @@ default_harness_tasks() {
 
 evaluations() {
   local folder tasks baseline
-  step 'check HumanEval' once "$results/humaneval_check.txt" check_humaneval
   step 'HumanEval' once "$results/humaneval.json" with_config experiments.evaluate
   for language in $languages; do
     local scores=$results/$language llm="--llm=local:$model"
@@ -207,18 +247,24 @@ evaluations() {
     tasks=${tasks:-$(default_harness_tasks "$language")}
     if [ -n "$tasks" ]; then
       step "harness, $tasks" once "$scores/harness.txt" "$python" -m experiments.harness \
-        --model_args "workdir=$model" --tasks "$tasks" --output_path "$scores/harness" $harness_flags
+        --model_args "workdir=$model" --tasks "$tasks" --output_path "$scores/harness" \
+        $harness_flags
     else
       step "harness, $language" echo "There is none: the harness has no such tasks in $language."
     fi
   done
 }
 
+# Print the first value of a field of HumanEval's scores.
+json() {
+  sed -n "s/^ *\"$1\": \([^,]*\),*$/\1/p" "$results/humaneval.json"
+}
+
 # Write the scores of all evaluations to one file, and print them.
 summarize() {
   local scores file
-  echo "HumanEval, $humaneval_language: pass@1 $(sed -n 's/^  "average": \(.*\),/\1/p' \
-    "$results/humaneval.json"); rows of the translation: $(tail -n 1 "$results/humaneval_check.txt")"
+  echo "HumanEval, $humaneval_language: pass@1 $(json average) for $(json examples) problems;" \
+    "$(tail -n 1 "$results/humaneval_check.txt")"
   for language in $languages; do
     scores=$results/$language
     for file in mgsm both_orders omgeval; do
@@ -230,6 +276,8 @@ summarize() {
 
 main() {
   number=0
+  step 'check the inputs' check_inputs
+  step 'check HumanEval' once "$results/humaneval_check.txt" check_humaneval
   english_rows
   dialogues
   translations

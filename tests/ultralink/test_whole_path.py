@@ -226,13 +226,12 @@ def test_the_release_has_all_subsets_and_english(whole):
     assert sum(counts.values()) == pruned['rows']
     card = (out / 'release' / 'README.md').read_text()
     report = (out / 'report' / 'report.md').read_text()
-    exported = (out / 'export.txt').read_text()
     for name, count in counts.items():
         language, _, subset = name.removesuffix('.jsonl').partition('_')
         assert pruned['counts'][f'{language} {subset}: kept'] == count
         assert re.search(rf'^\| `{name}` \| {count} \|', card, re.MULTILINE)
         assert re.search(rf'^\| {language} \| {subset} \| {count} \|', report, re.MULTILINE)
-        assert f'{name}: {count} rows\n' in exported
+        assert f'{name}: {count} rows\n' in whole[1]
         sources = out / 'release' / 'attribution' / name.replace('.jsonl', '.sources.jsonl')
         assert [row['id'] for row in rows[name]] == [source['id'] for source in lines(sources)]
     for language in LANGUAGES:
@@ -274,7 +273,8 @@ def test_the_evaluations_have_scores(whole):
     assert humaneval['examples'] == 2 and 0 <= humaneval['score'] <= 1
     check = (results / 'humaneval_check.txt').read_text()
     assert '1 of 2 rows have no fault.' in check and 'examples' in check
-    assert f'HumanEval, es: pass@1 {humaneval["score"]}; rows of the translation: 1 of 2' in scores
+    passed = f'pass@1 {humaneval["score"]} for 2 problems; 1 of 2 rows have no fault.'
+    assert f'HumanEval, es: {passed}\n' in scores
     for language in LANGUAGES:
         folder = results / language
         assert manifest(folder / 'mgsm')['items'] == QUESTIONS
@@ -304,7 +304,12 @@ def test_a_failure_names_the_step(tmp_path):
     settings.write_text(text)
     done = run_script(settings)
     assert done.returncode == 2
-    assert 'Stopped at step 1 of 28, import English chats (exit status 2).' in done.stderr
+    assert done.stderr.startswith(f'There is no {tmp_path}/originals.jsonl.\nStopped at step 1 of ')
+    write_inputs(tmp_path)
+    (tmp_path / 'sharegpt.json').unlink()
+    done = run_script(settings)
+    assert done.returncode == 2
+    assert re.search(r'Stopped at step 3 of \d+, import English chats \(exit', done.stderr)
     settings.write_text(text.replace('mgsm=', 'mgms='))
     done = run_script(settings)
     assert done.returncode == 2 and done.stderr.count('\n') == 1
