@@ -12,6 +12,8 @@ save time; this score is not used.
 Hardware: 30 runs and their extensions, on two CPU cores about 2 hours.
 """
 
+from collections.abc import Mapping, Sequence
+
 from ml_collections import ConfigDict
 
 from configs import fair_comparison
@@ -36,19 +38,40 @@ MORE_RATES: dict[str, tuple[float, ...]] = {}
 
 def get_config() -> ConfigDict:
     """Return the config of the sweep."""
-    steps = fair_comparison.get_config().training.steps // 3
+    steps = fair_comparison.get_config().training.steps
+    return screening('configs/fair_comparison.py', METHODS, MORE_RATES, steps, 'chain_sum')
+
+
+def screening(
+    base: str,
+    methods: Sequence[str],
+    more_rates: Mapping[str, tuple[float, ...]],
+    steps: int,
+    scored_task: str,
+) -> ConfigDict:
+    """Return the config of a sweep that screens learning rates.
+
+    Args:
+        base: Path of the config file whose learning rates are screened.
+        methods: Methods, which are its arguments.
+        more_rates: Learning rates beyond the grid, by method.
+        steps: Steps of the runs to come, of which the screening makes a third.
+        scored_task: Task that is scored on held-out questions.
+    """
+    steps //= 3
+    overrides = {
+        'training': {'steps': steps, 'evaluate_every': steps, 'checkpoint_every': steps},
+        'evaluation': {'tasks': (scored_task,)},
+    }
     config = ConfigDict()
-    config.base = 'configs/fair_comparison.py'
+    config.base = base
     config.seeds = (0,)
     config.runs = {
         method: {
             'arg': method,
-            'overrides': {
-                'training': {'steps': steps, 'evaluate_every': steps, 'checkpoint_every': steps},
-                'evaluation': {'tasks': ('chain_sum',)},
-            },
-            'zip': {'optimizer': {'learning_rate': GRID + MORE_RATES.get(method, ())}},
+            'overrides': overrides,
+            'zip': {'optimizer': {'learning_rate': GRID + more_rates.get(method, ())}},
         }
-        for method in METHODS
+        for method in methods
     }
     return config

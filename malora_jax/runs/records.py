@@ -15,13 +15,13 @@ from typing import Any
 
 from malora_jax import files
 from malora_jax.errors import UserError
+from malora_jax.runs.loading import LoadedRun
 from malora_jax.training import run_files
 from malora_jax.training.workdir import BASE_FILE, CONFIG_FILE
 
 SUFFIX = '.tar.xz'
 # File that only a restored run has.
 RECORD_FILE = 'record.json'
-_ANSWER_FILES = ('answers_before.jsonl', 'answers_after.jsonl')
 _SIGNIFICANT_DIGITS = 5
 
 
@@ -33,15 +33,15 @@ def write_record(run: pathlib.Path, record: pathlib.Path) -> None:
         record: Path of the record, a tar archive compressed with xz.
 
     Raises:
-        UserError: A file of the run is broken.
-        FileNotFoundError: A file of the run is missing.
+        UserError: A file of the run is missing or broken.
     """
-    metrics = run_files.read_metrics(run / run_files.METRICS_FILE)
+    loaded = LoadedRun(run)
     contents = {
         RECORD_FILE: json.dumps({'format': 1}),
         CONFIG_FILE: (run / CONFIG_FILE).read_text('utf-8'),
-        run_files.METRICS_FILE: _json_lines(map(_round, metrics)),
-        **{name: _answers(run / name) for name in _ANSWER_FILES},
+        run_files.METRICS_FILE: _json_lines(map(_round, loaded.records)),
+        'answers_before.jsonl': _json_lines(map(_without_texts, loaded.answers_before)),
+        'answers_after.jsonl': _json_lines(map(_without_texts, loaded.answers_after)),
     }
     if (run / BASE_FILE).exists():
         contents[BASE_FILE] = (run / BASE_FILE).read_text('utf-8')
@@ -79,19 +79,11 @@ def restore_record(record: pathlib.Path, run: pathlib.Path) -> None:
             temporary.write_bytes(data)
 
 
-def _answers(path: pathlib.Path) -> str:
-    """Return the rows of an answers file, with a hash in place of each question."""
-    rows = files.read_json_lines(path, run_files.ScoredAnswer, run_files.REMEDY)
-    return _json_lines(
-        _round(
-            {
-                'task': row['task'],
-                'question': hashlib.sha256(row['question'].encode()).hexdigest()[:8],
-                **{name: row[name] for name in ('score', 'nats', 'tokens')},
-            }
-        )
-        for row in rows
-    )
+def _without_texts(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of an answers file, with a hash in place of the question."""
+    question = hashlib.sha256(answer['question'].encode()).hexdigest()[:8]
+    numbers = {name: answer[name] for name in ('score', 'nats', 'tokens')}
+    return _round({'task': answer['task'], 'question': question, **numbers})
 
 
 def _round(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Language identification of public texts, of long texts, and of what the stages classify."""
 
 import concurrent.futures
+import dataclasses
 import json
 
 import pytest
@@ -145,7 +146,7 @@ def test_threads_agree():
 
 
 def test_a_language_that_the_model_does_not_know_is_one_line(monkeypatch):
-    klingon = languages.LANGUAGES['en']._replace(code='tlh')
+    klingon = dataclasses.replace(languages.LANGUAGES['en'], code='tlh')
     monkeypatch.setitem(languages.LANGUAGES, 'tlh', klingon)
     with pytest.raises(UserError, match=r"^Texts in language 'tlh' cannot be identified: "):
         identify_language('Where is it?')
