@@ -13,10 +13,16 @@ from tests.helpers.paths import ROOT
 
 @pytest.fixture(autouse=True)
 def archive(tmp_path, monkeypatch):
-    """Make the archive empty, and forget its content at the end."""
+    """Make the archive empty."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(tables_fair, 'RESULTS', tmp_path / 'results')
+    forget()
     yield tmp_path
+    forget()
+
+
+def forget():
+    """Forget the content of the archive."""
     for cached in (tables_fair._restored, tables_fair.recorded_runs, tables_fair.groups):
         cached.cache_clear()
 

@@ -21,8 +21,10 @@ CONFIGS = sorted(
     path.stem
     for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
     # Instead of a method, `saved` takes a run's config.json and `combine_loras` the start of its
-    # routers; tests/experiments/test_sweep.py and test_combine_loras.py cover them.
+    # routers; tests/experiments/test_sweep.py and test_combine_loras.py cover them. Configs of the
+    # fair comparison have ranks of their own, which test_fair_configs.py covers.
     if path.stem not in ('__init__', 'common', 'paper', 'saved', 'combine_loras')
+    and not path.stem.startswith('fair_')
 )
 
 
