@@ -39,9 +39,9 @@ STAGE = 'translate'
 _SOURCE_LANGUAGE = 'en'
 # Kinds of `translation_checks` that apply to each subset.
 _CHECK_KINDS = {
-    'chat_agnostic': ('numbers', 'latex', 'code', 'language'),
-    'math': ('numbers', 'final_answer', 'latex', 'code', 'language'),
-    'code': ('numbers', 'latex', 'code', 'identifiers', 'language'),
+    'chat_agnostic': ('numbers', 'latex', 'code', 'language', 'length_ratio'),
+    'math': ('numbers', 'final_answer', 'latex', 'code', 'language', 'length_ratio'),
+    'code': ('numbers', 'latex', 'code', 'identifiers', 'language', 'length_ratio'),
 }
 
 
