@@ -84,7 +84,7 @@ def add_file(path: pathlib.Path) -> Language:
 
     Raises:
         UserError: The file is missing or not valid (see `language_schema.parse_language` and
-            `own_language_checks.check`).
+            `own_language_checks`).
     """
     # Imported here because it uses the languages.
     from malora_jax.ultralink import own_language_checks
@@ -93,8 +93,9 @@ def add_file(path: pathlib.Path) -> Language:
     fields = parse_language(text, str(path))
     digest = hashlib.sha256(text.encode()).hexdigest()
     language = _language(fields, str(path), own_digest=digest)
-    add([language])
     own_language_checks.check(language)
+    add([language])
+    own_language_checks.check_demonstrations(language)
     return language
 
 

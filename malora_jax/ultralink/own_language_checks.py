@@ -17,19 +17,38 @@ _TRIAL_CHARACTERS = 2000
 
 
 def check(language: Language) -> None:
-    """Check the file of a user's language, which has been added to the languages.
+    """Check the codes and the patterns of a user's language.
 
     Raises:
         UserError: Language identification does not know the code of the language or of a neighbor,
-            a pattern takes too long, or a demonstration does not pass the checks of translations.
+            or a pattern takes too long.
     """
     for field, code in _codes(language):
         if code not in known_languages():
             error = unknown_name('language of the model lid.176', code, known_languages())
             raise UserError(f'{language.path}: {field}: {error}')
     _check_pattern_times(language)
-    if language.demonstrations:
-        _check_demonstrations(language)
+
+
+def check_demonstrations(language: Language) -> None:
+    """Check the demonstrations of a user's language, if it has any.
+
+    Args:
+        language: Language that has been added, because the checks use its number words.
+
+    Raises:
+        UserError: A demonstration does not pass the checks of translations.
+    """
+    for subset in translations.SUBSETS if language.demonstrations else ():
+        demonstration = getattr(language.demonstrations, subset)
+        faults = translation_checks.faults(
+            demonstration.source, demonstration.translation, language.code, identify_language
+        )
+        for kind, detail in faults:
+            raise UserError(
+                f'{language.path}: demonstrations.{subset}.translation does not pass the check of '
+                f'{kind.replace("_", " ")}: {detail}.'
+            )
 
 
 def _codes(language: Language) -> Iterator[tuple[str, str]]:
@@ -40,11 +59,12 @@ def _codes(language: Language) -> Iterator[tuple[str, str]]:
 
 
 def _check_pattern_times(language: Language) -> None:
-    fields, patterns = zip(*named_patterns(language), strict=True)
+    named = list(named_patterns(language))
+    patterns = [pattern for _, pattern in named]
     slow = pattern_trial.find_slow_pattern(patterns, _trial_texts(language))
     if slow is not None:
         raise UserError(
-            f'{language.path}: {fields[slow]} is {patterns[slow]!r}, which takes more than '
+            f'{language.path}: {named[slow][0]} is {patterns[slow]!r}, which takes more than '
             f'{pattern_trial.SECONDS:.0f} second in a text of {_TRIAL_CHARACTERS:,} characters: '
             'avoid repetitions of repetitions, such as (a+ ?)+.'
         )
@@ -58,16 +78,3 @@ def _trial_texts(language: Language) -> list[str]:
     name = language.native_name
     parts = (language.lead_in, f'{language.lead_in} ', f'{name} ', name[0], f'{name[0]} ', '1', ' ')
     return [part * (_TRIAL_CHARACTERS // len(part)) + '\0' for part in parts]
-
-
-def _check_demonstrations(language: Language) -> None:
-    for subset in translations.SUBSETS:
-        demonstration = getattr(language.demonstrations, subset)
-        faults = translation_checks.faults(
-            demonstration.source, demonstration.translation, language.code, identify_language
-        )
-        for kind, detail in faults:
-            raise UserError(
-                f'{language.path}: demonstrations.{subset}.translation does not pass the check of '
-                f'{kind.replace("_", " ")}: {detail}.'
-            )

@@ -60,7 +60,7 @@ def own_french() -> str:
         "code = 'it'": "code = 'fr'",
         "['es', 'fr', ": "['es', 'it', ",
         'Come posso dormire meglio se lavoro fino alle 10 di sera?': 'Comment puis-je mieux dormir '
-        "si je travaille jusqu'à 10 heures du soir ?",
+        'si je travaille jusqu’à 10 heures du soir ?',
         'Giulia ha 12 mele e ne mangia 2. Quante mele restano?': 'Julie a 12 pommes et en mange 2. '
         'Combien de pommes lui reste-t-il ?',
         'Restano 12-2 = <<12-2=10>>10 mele.': 'Il reste 12-2 = <<12-2=10>>10 pommes.',
