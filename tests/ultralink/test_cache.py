@@ -84,6 +84,28 @@ def test_another_endpoint_is_another_answer(tmp_path, monkeypatch):
     assert replies == {'one': 'one', 'two': 'two'}
 
 
+def test_replies_of_a_model_in_this_process_cost_nothing(tmp_path, monkeypatch):
+    """They are often in the cache of `judge`, next to the answers that it compares."""
+    monkeypatch.setenv('OPENAI_API_KEY', 'any')
+    path = tmp_path / 'c.sqlite'
+    local = FakeModel(lambda request: Reply('Because.', 'stop', 10**6))
+    local.name = 'local:tiny:0123'
+    complete(path, local, REQUEST)
+    with serve_stub() as stub:
+
+        async def main():
+            choice = ModelChoice('m', path, base_url=stub.address, token_limit=10**5)
+            async with open_model(choice) as model:
+                assert not model.is_empty
+                return await model.complete(REQUEST), model.report()
+
+        reply, report = asyncio.run(main())
+    assert reply.text == 'Yes.'
+    prompt, completion = (stub.token_counts[f'{kind}_tokens'] for kind in ('prompt', 'completion'))
+    counts = f'{prompt} prompt tokens, {completion} completion tokens'
+    assert report == f'm, this run: 1 requests, {counts}\nm, all runs in the cache: {counts}'
+
+
 def test_replies_of_an_earlier_version_stay_usable(tmp_path, monkeypatch):
     monkeypatch.setenv('OPENAI_API_KEY', 'any')
     path = tmp_path / 'c.sqlite'

@@ -74,6 +74,11 @@ def test_a_pair_is_judged_once_in_the_order_of_alpaca_eval(tmp_path):
     assert manifest.settings['protocol'] == 'omgeval' and manifest.settings['attempts'] == 1
 
 
+def test_one_verdict_has_no_standard_error(tmp_path):
+    _, _, _, text = run(tmp_path, lambda request: FIRST, ['ours'], ['theirs'])
+    assert 'standard error unknown for one verdict: ' in text
+
+
 def test_the_win_rate_and_its_standard_error(tmp_path):
     def say(request):
         """Prefer our answer, except where the answer says otherwise."""

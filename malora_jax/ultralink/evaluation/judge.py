@@ -225,7 +225,8 @@ def summary(run: StageRun[JudgeConfig], manifest: StageManifest) -> str:
     scores = [row.fields['score'] for row in shards.read([run.output])]
     result = win_rate(scores, seed=run.seed)
     if run.config.protocol == OMGEVAL:
-        rate = f'{result.rate:.2%}, standard error {standard_error(scores):.2%}'
+        error = f'{standard_error(scores):.2%}' if len(scores) > 1 else 'unknown for one verdict'
+        rate = f'{result.rate:.2%}, standard error {error}'
     else:
         rate = f'{result.rate:.1%}, 95% interval {result.low:.1%} to {result.high:.1%}'
     return (

@@ -24,6 +24,8 @@ from malora_jax.ultralink.llm.chat import ChatModel, ModelRequest, Reply
 from malora_jax.ultralink.llm.limits import Amount, Budget
 from malora_jax.ultralink.llm.usage import TokenUsage, UsageMeter
 
+# Beginning of the name of a model in this process.
+LOCAL = 'local:'
 # Seconds to wait while another process locks the file.
 _LOCK_TIMEOUT_S = 60.0
 _TABLES = (
@@ -85,7 +87,7 @@ class ReplyCache:
         Args:
             key: Key of the reply.
             reply: Reply to store.
-            model: Name of the model in the table of prices.
+            model: Name of the model in the table of prices, or of a model in this process.
         """
         query = (
             'INSERT OR IGNORE INTO replies '
@@ -115,16 +117,25 @@ class ReplyCache:
         return cached_requests.count_replies(self._connect())
 
     @property
+    def is_empty(self) -> bool:
+        """True if the cache has no replies."""
+        query = 'SELECT 1 FROM replies LIMIT 1'
+        return not self._connection or self._connection.execute(query).fetchone() is None
+
+    @property
     def total_tokens(self) -> int:
         """Total number of tokens of all cached replies and their requests."""
         query = 'SELECT COALESCE(SUM(tokens), 0) FROM replies'
         return self._connection.execute(query).fetchone()[0] if self._connection else 0
 
     def usage_by_model(self) -> dict[str, TokenUsage]:
-        """Return the numbers of tokens of all cached replies and their requests, by model."""
+        """Return the numbers of tokens of all cached replies and their requests, by model.
+
+        Models in this process are left out, because their replies cost nothing.
+        """
         query = (
             'SELECT model, SUM(prompt_tokens), SUM(tokens - prompt_tokens), SUM(cached_tokens) '
-            'FROM replies GROUP BY model ORDER BY model'
+            f"FROM replies WHERE model NOT LIKE '{LOCAL}%' GROUP BY model ORDER BY model"
         )
         rows = self._connection.execute(query) if self._connection else ()
         return {model: TokenUsage(*counts) for model, *counts in rows}
@@ -299,7 +310,7 @@ class CachedModel:
     @property
     def is_empty(self) -> bool:
         """True if the cache has no replies."""
-        return not self._cache.usage_by_model()
+        return self._cache.is_empty
 
     @property
     def progress_facts(self) -> list[str]:
@@ -326,7 +337,7 @@ class CachedModel:
             reply = await self._model.complete(request)
             if reply.is_cacheable:
                 self._cache.put_request(key, self.name, request)
-                self._cache.put(key, reply, self._meter.model if self._meter else '')
+                self._cache.put(key, reply, self._meter.model if self._meter else self.name)
             return reply
         finally:
             del self._pending[key]

@@ -19,6 +19,7 @@ from malora_jax.serving import response_json
 from malora_jax.serving.errors import ApiError
 from malora_jax.serving.scheduler import Scheduler
 from malora_jax.training.config import run_config
+from malora_jax.ultralink.llm.cache import LOCAL
 from malora_jax.ultralink.llm.chat import ChatMessage, ModelRequest, Reply
 from malora_jax.ultralink.llm.usage import TokenUsage
 
@@ -38,7 +39,7 @@ class LocalModel:
             num_slots: Number of replies that are decoded together (cache slots).
         """
         fingerprint = base_fingerprint(model.variables)
-        self.name = f'local:{model.name}:{fingerprint[:12]}'
+        self.name = f'{LOCAL}{model.name}:{fingerprint[:12]}'
         self._model = model
         # No limit is needed here, because the stage limits the number of concurrent requests.
         self._scheduler = Scheduler({self.name: model}, num_slots, max_waiting=1 << 30)

@@ -16,8 +16,6 @@ from malora_jax.ultralink.llm.request_format import EndpointSettings
 if TYPE_CHECKING:
     from malora_jax.ultralink.llm.local import LocalModel
 
-_LOCAL = 'local:'
-
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
@@ -47,7 +45,7 @@ class ModelChoice:
     sends_requests: bool = True
 
     def __post_init__(self):
-        if not self.llm.removeprefix(_LOCAL):
+        if not self.llm.removeprefix(cache.LOCAL):
             raise out_of_range(
                 '--llm',
                 self.llm,
@@ -76,7 +74,7 @@ class ModelChoice:
 
 def is_local(llm: str) -> bool:
     """Return whether a model runs in this process instead of at an endpoint."""
-    return llm.startswith(_LOCAL)
+    return llm.startswith(cache.LOCAL)
 
 
 @contextlib.asynccontextmanager
@@ -111,7 +109,9 @@ def _local_model(choice: ModelChoice) -> 'LocalModel':
     # Imported here because it loads JAX, which runs with an endpoint do not need.
     from malora_jax.ultralink.llm import local
 
-    return local.LocalModel(local.load_model(choice.llm.removeprefix(_LOCAL)), choice.concurrency)
+    return local.LocalModel(
+        local.load_model(choice.llm.removeprefix(cache.LOCAL)), choice.concurrency
+    )
 
 
 def _endpoint(choice: ModelChoice, reply_cache: ReplyCache) -> Endpoint:
