@@ -134,6 +134,10 @@ def test_a_fault_that_stays_drops_the_conversation(tmp_path, kind):
     'change, message',
     [
         ({'language': 'fr'}, "jsonl:1 has language 'fr' and subset 'math': only English"),
+        (
+            {'language': 'it'},
+            r"jsonl:1 has language 'it' and subset 'math': only English .* translated.$",
+        ),
         ({'subset': 'chat_specific'}, "subset 'chat_specific': only English"),
         ({'data': []}, "jsonl:1: 'data' must be a non-empty list"),
     ],
