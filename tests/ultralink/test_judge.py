@@ -111,7 +111,7 @@ def test_no_verdict_at_all_shows_a_reply(tmp_path):
         said_in_summary(tmp_path, lambda request: 'Answer A\nis better.', ['a', 'b'])
     assert str(error.value) == (
         'No question has a verdict, so there is no win rate: the first reply of the judge is '
-        f"'Answer A\\nis better.' ({tmp_path}/out/rejects-00000.jsonl line 1)."
+        f"'Answer A\\nis better.' ({tmp_path}/out/rejects-00000.jsonl:1)."
     )
 
 
