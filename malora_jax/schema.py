@@ -6,6 +6,7 @@ describes a JSON object with the dataclass's fields.
 """
 
 import dataclasses
+import difflib
 import functools
 import math
 import pathlib
@@ -189,10 +190,12 @@ def _check_record(hint: Any, value: Any, field: str) -> Mismatch | None:
     # A TypedDict names only the fields that are used; a dataclass allows no other fields.
     strange = sorted(value.keys() - hints.keys()) if dataclasses.is_dataclass(hint) else []
     if strange:
+        near = difflib.get_close_matches(strange[0], hints, n=1)
+        hint = f' (did you mean {near[0]}?)' if near else ''
         return Mismatch(
             _joined(field, strange[0]),
             value[strange[0]],
-            'absent, because there is no such field',
+            f'absent, because there is no such field{hint}',
         )
     return None
 

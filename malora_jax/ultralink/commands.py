@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from malora_jax.ultralink import release_export
 from malora_jax.ultralink.evaluation import humaneval
-from malora_jax.ultralink.languages import get_language
-from malora_jax.ultralink.settings import Settings, setting
+from malora_jax.ultralink.languages import LANGUAGES
+from malora_jax.ultralink.settings import Settings, language_setting, setting
 from malora_jax.ultralink.stage import StageRun
 
 
@@ -48,8 +48,11 @@ class HumanevalConfig(Settings):
     originals: pathlib.Path = setting(
         'Original HumanEval file, such as HumanEval.jsonl.gz.', recorded=False
     )
-    language: str = setting(
-        'Language code of the docstrings; a file in another language is refused; default: any.', ''
+    language: str = language_setting(
+        'Language code of the docstrings, of which a file in another language is refused; default: '
+        'any language',
+        lambda: ('', *LANGUAGES),
+        '',
     )
     workers: int = setting(
         'Number of canonical solutions that run at the same time; default: number of CPU cores.',
@@ -65,8 +68,6 @@ def check_humaneval(run: StageRun[HumanevalConfig]) -> tuple[str, int]:
         Report on the faults of the rows as text, and exit status: 1 if there are faults, else 0.
     """
     config = run.config
-    if config.language:
-        get_language(config.language)
     diagnoses = humaneval.diagnose(
         config.originals, config.input, language=config.language, workers=config.workers
     )

@@ -56,7 +56,7 @@ def read(row: Row) -> Conversation:
     """
     identifier, language = _required(row, 'id'), _required(row, 'language')
     if language not in LANGUAGES:
-        raise UserError(f'{row.location}: {unknown_language(language)}')
+        raise UserError(f'{row.location}: {unknown_language(language, "--language-files")}')
     document = text_field(row, 'document') if 'document' in row.fields else ''
     subset = text_field(row, 'subset') if 'subset' in row.fields or not document else CHAT_SPECIFIC
     if subset not in SUBSETS:

@@ -17,11 +17,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from malora_jax.data.file_rows import Row, file_kind, read_rows
-from malora_jax.errors import UserError
+from malora_jax.errors import UserError, short_repr
 from malora_jax.ultralink import conversations, prompt_sets, shards, source_formats
 from malora_jax.ultralink.conversations import Conversation
 from malora_jax.ultralink.language_schema import CRITERIA
-from malora_jax.ultralink.languages import get_language
+from malora_jax.ultralink.languages import LANGUAGES, get_language
 from malora_jax.ultralink.llm.chat import (
     ChatMessage,
     ChatSampling,
@@ -222,6 +222,11 @@ def _conversation(row: Row) -> tuple[Conversation | None, ReadConversation]:
         if found.reason:
             return None, found
         fields['data'] = list(found.data)
+    language = fields['language']
+    if isinstance(language, str) and language not in LANGUAGES:
+        raise UserError(
+            f'{row.location} has language {short_repr(language)}: give English conversations only.'
+        )
     return conversations.read(Row(row.location, fields)), found
 
 

@@ -158,7 +158,7 @@ def _segment(row: Row) -> dict[str, str]:
         )
     fields = {name: text_field(row, name) for name in ('id', 'language', 'title', 'text')}
     try:
-        get_language(fields['language'])
+        get_language(fields['language'], '--language-files')
     except UserError as error:
         raise UserError(f'{row.location}: {error}') from error
     return fields

@@ -6,7 +6,6 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from malora_jax import errors
 from malora_jax.data.compressed_files import open_decompressed
 from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
@@ -72,12 +71,13 @@ class DocumentsConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.min_segment_tokens > min(self.min_document_tokens, self.segment_tokens):
-            raise errors.out_of_range(
-                'documents.min_segment_tokens',
-                self.min_segment_tokens,
-                'at most min_document_tokens and segment_tokens, so that each document keeps a '
-                'segment',
+        name = min('min_document_tokens', 'segment_tokens', key=lambda each: getattr(self, each))
+        most = getattr(self, name)
+        if self.min_segment_tokens > most:
+            raise UserError(
+                f'documents.min_segment_tokens is {self.min_segment_tokens}, more than {name} '
+                f'({most}), so that a document could lose its only segment: set '
+                f'--min-segment-tokens={most} or less.'
             )
 
 

@@ -6,10 +6,10 @@ import string
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from malora_jax import files
+from malora_jax import errors, schema
 from malora_jax.errors import UserError
 
 # Kinds of request in a dialogue, in the order of the paper, with the placeholders of their tasks.
@@ -33,6 +33,8 @@ CRITERIA = (
     'organisations',
 )
 _CODE = re.compile('[a-z]{2,3}')
+# Names of the texts that a file may lack.
+_OPTIONAL_TEXTS = ('.criteria', '.question_marks')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +196,8 @@ def parse_language(text: str, location: str) -> LanguageFields:
 
     Raises:
         UserError: The text is not TOML, a field is missing, unknown or of another type, a text is
-            empty, a placeholder is missing or unknown, or a regular expression is not valid.
+            empty, a placeholder is missing or unknown, a regular expression or the multiplier of a
+            number word is not valid, or the language is its own neighbor.
     """
     fields: LanguageFields = _parse(LanguageFields, text, location)
     if not _CODE.fullmatch(fields.code):
@@ -202,20 +205,23 @@ def parse_language(text: str, location: str) -> LanguageFields:
             f'{location}: code is {fields.code!r}; it must be an ISO 639 code of two or three '
             'small letters.'
         )
-    patterns = dataclasses.asdict(fields.patterns)
-    for name in ('cites', 'refers', 'pronouns'):
-        for number, pattern in enumerate(patterns[name]):
-            _check_pattern(pattern, f'{location}: patterns.{name}[{number}]')
-    for pattern in fields.numbers.scale_words:
-        _check_pattern(pattern, f'{location}: numbers.scale_words')
-    for character in fields.numbers.scale_characters:
-        if len(character) != 1:
-            raise UserError(
-                f'{location}: numbers.scale_characters has {character!r}; it must be one character.'
-            )
+    if fields.code in fields.neighbors:
+        raise UserError(f'{location}: neighbors has {fields.code!r}, the language itself.')
+    for field, pattern in named_patterns(fields):
+        _check_pattern(pattern, f'{location}: {field}')
+    _check_scales(fields.numbers, location)
     for name, prompt_set in fields.prompts.items():
         _check_prompts(prompt_set, f'{location}: prompts.{name}')
     return fields
+
+
+def named_patterns(fields: LanguageFields) -> Iterator[tuple[str, str]]:
+    """Yield the name and the pattern of each regular expression of a language."""
+    for name in ('cites', 'refers', 'pronouns'):
+        for number, pattern in enumerate(getattr(fields.patterns, name)):
+            yield f'patterns.{name}[{number}]', pattern
+    for pattern in fields.numbers.scale_words:
+        yield 'numbers.scale_words', pattern
 
 
 def parse_prompt_sets(text: str, location: str) -> dict[str, PromptSet]:
@@ -239,11 +245,22 @@ def _parse(hint: Any, text: str, location: str) -> Any:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f'{location} is not a valid TOML file: {error}.') from error
-    files.check_content(hint, content, location)
+    fault = schema.find_mismatch(hint, content)
+    if fault:
+        raise UserError(f'{location}: {_describe(fault)}.')
     for name, value in _texts(content):
         if not value.strip():
-            raise UserError(f'{location}: {name} is empty; write its text, or remove the field.')
+            choice = ', or remove the field' if name.endswith(_OPTIONAL_TEXTS) else ''
+            raise UserError(f'{location}: {name} is empty; write its text{choice}.')
     return _build(hint, content)
+
+
+def _describe(fault: schema.Mismatch) -> str:
+    """Return the description of a fault, with `true` and `false` as TOML spells them."""
+    text = str(fault)
+    if type(fault.value) is bool:
+        text = text.replace(f' is {fault.value};', f' is {str(fault.value).lower()};', 1)
+    return text.replace('it must be True or False', 'it must be true or false')
 
 
 def _texts(value: Any, name: str = '') -> Iterator[tuple[str, str]]:
@@ -279,6 +296,19 @@ def _check_pattern(pattern: str, where: str) -> None:
         raise UserError(f'{where} is {pattern!r}, which matches an empty text.')
 
 
+def _check_scales(numbers: Numbers, location: str) -> None:
+    for character in numbers.scale_characters:
+        if len(character) != 1:
+            raise UserError(
+                f'{location}: numbers.scale_characters has {character!r}; it must be one character.'
+            )
+    for name in ('scale_words', 'scale_characters'):
+        for word, scale in getattr(numbers, name).items():
+            if scale < 1:
+                field = f'{location}: numbers.{name}.{word}'
+                raise errors.out_of_range(field, scale, 'at least 1')
+
+
 def _check_prompts(prompt_set: PromptSet, where: str) -> None:
     """Check the placeholders of the dialogue prompts, and the names of the criteria."""
     for name, expected in PLACEHOLDERS.items() if prompt_set.dialogues else ():
@@ -288,14 +318,13 @@ def _check_prompts(prompt_set: PromptSet, where: str) -> None:
         if not template.is_valid():
             raise UserError(f'{field} has a $ without a placeholder; write $$ for a dollar sign.')
         found = set(template.get_identifiers())
-        _refuse(field, 'lacks', expected - found)
-        _refuse(field, 'has the unknown placeholder', found - expected)
+        faults = [
+            *(f'lacks ${name}' for name in sorted(expected - found)),
+            *(f'has the unknown placeholder ${name}' for name in sorted(found - expected)),
+        ]
+        if faults:
+            raise UserError(f'{field} {" and ".join(faults)}.')
     if prompt_set.criteria:
         missing = [name for name in CRITERIA if name not in prompt_set.criteria]
         if missing:
             raise UserError(f'{where}.criteria lacks the criterion {missing[0]!r}.')
-
-
-def _refuse(field: str, fault: str, names: Collection[str]) -> None:
-    if names:
-        raise UserError(f'{field} {fault} ${min(names)}.')

@@ -24,29 +24,36 @@ class Language(LanguageFields):
     """A language of the data.
 
     Attributes:
+        path: Path of the file, for messages; its name for a built-in language.
         own_digest: SHA-256 digest of the file, in hexadecimal; '' for a built-in language.
     """
 
+    path: str
     own_digest: str = ''
 
 
-def get_language(code: str) -> Language:
+def get_language(code: str, flag: str = '--language') -> Language:
     """Return the language with a code.
+
+    Args:
+        code: Language code.
+        flag: Flag of the command that names the file of a user's language, for messages.
 
     Raises:
         UserError: There is no such language.
     """
     if code not in LANGUAGES:
-        raise unknown_language(code)
+        raise unknown_language(code, flag)
     return LANGUAGES[code]
 
 
-def unknown_language(code: str) -> UserError:
-    """Return the error for an unknown language code, with suggestions."""
-    file = f'{code}{_SUFFIX}'
+def unknown_language(code: str, flag: str) -> UserError:
+    """Return the error for an unknown language code, with suggestions; see `get_language`."""
+    unknown = errors.unknown_name('language', code, LANGUAGES)
+    if '.' in code or '/' in code:
+        return UserError(f'{unknown} (The path of the file of a language must end in {_SUFFIX}.)')
     return UserError(
-        f'{errors.unknown_name("language", code, LANGUAGES)} (For a language of your own, name its '
-        f'file: --language={file}, or --language-files={file} for rows.)'
+        f'{unknown} (For a language of your own, name its file: {flag}={code}{_SUFFIX}.)'
     )
 
 
@@ -62,7 +69,8 @@ def read_file(path: pathlib.Path) -> str:
         UserError: The file is missing or not UTF-8.
     """
     try:
-        return path.read_text('utf-8')
+        # With or without the byte order mark that some editors write.
+        return path.read_text('utf-8-sig')
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}.') from error
     except UnicodeDecodeError as error:
@@ -75,12 +83,19 @@ def add_file(path: pathlib.Path) -> Language:
     A file with the code of a built-in language replaces this language.
 
     Raises:
-        UserError: The file is missing or not valid (see `language_schema.parse_language`).
+        UserError: The file is missing or not valid (see `language_schema.parse_language` and
+            `own_language_checks`).
     """
+    # Imported here because it uses the languages.
+    from malora_jax.ultralink import own_language_checks
+
     text = read_file(path)
     fields = parse_language(text, str(path))
-    language = _language(fields, own_digest=hashlib.sha256(text.encode()).hexdigest())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    language = _language(fields, str(path), own_digest=digest)
+    own_language_checks.check(language)
     add([language])
+    own_language_checks.check_demonstrations(language)
     return language
 
 
@@ -94,9 +109,9 @@ def own_languages() -> list[Language]:
     return [language for language in LANGUAGES.values() if language.own_digest]
 
 
-def _language(fields: LanguageFields, own_digest: str = '') -> Language:
+def _language(fields: LanguageFields, path: str, own_digest: str = '') -> Language:
     values = {each.name: getattr(fields, each.name) for each in dataclasses.fields(fields)}
-    return Language(**values, own_digest=own_digest)
+    return Language(**values, path=path, own_digest=own_digest)
 
 
 def _built_in() -> dict[str, Language]:
@@ -105,8 +120,11 @@ def _built_in() -> dict[str, Language]:
     paths = {path.name.removesuffix(_SUFFIX): path for path in files.iterdir()}
     rank = {code: number for number, code in enumerate(paper_statistics.LANGUAGES)}
     codes = sorted(paths, key=lambda code: (rank.get(code, len(rank)), code))
-    parsed = (parse_language(paths[code].read_text('utf-8'), paths[code].name) for code in codes)
-    return {fields.code: _language(fields) for fields in parsed}
+    names = {code: f'{code}{_SUFFIX}' for code in codes}
+    return {
+        code: _language(parse_language(paths[code].read_text('utf-8'), names[code]), names[code])
+        for code in codes
+    }
 
 
 LANGUAGES = _built_in()

@@ -43,7 +43,8 @@ def find(language: Language, name: str) -> PromptSet:
     if is_file(name):
         return _read(name).get(language.code, PromptSet())
     if name not in language.prompts:
-        raise unknown_name(f'prompt set of {language.name}', name, language.prompts)
+        unknown = unknown_name(f'prompt set of {language.name}', name, language.prompts)
+        raise UserError(f'{language.path} has no [prompts.{name}]: {unknown}')
     return language.prompts[name]
 
 
@@ -72,7 +73,7 @@ def missing(part: str, language: Language, name: str) -> UserError:
         name: Name or path of the set.
     """
     table = language.code if is_file(name) else f'prompts.{name}'
-    owner = name if is_file(name) else f'the file of {language.name}'
+    owner = name if is_file(name) else language.path
     return UserError(f'{owner} lacks {table}.{part}, which this stage needs.')
 
 

@@ -39,8 +39,6 @@ class Declaration(NamedTuple):
     def flag_help(self) -> str:
         """Help text of the flag, with the allowed values."""
         allowed = self.allowed()
-        if self.languages:
-            allowed += ', or the path of the TOML file of another language'
         return f'{self.help.removesuffix(".")}; {allowed}.' if allowed else self.help
 
     def allowed(self, settings: Any = None) -> str:
@@ -50,9 +48,11 @@ class Declaration(NamedTuple):
             settings: Values of the other fields, for a bound that is the name of a field; None if
                 they are unknown.
         """
-        choices = self.languages() if self.languages else self.choices
-        if choices:
-            return f'one of {", ".join(choices)}'
+        if self.languages:
+            codes = ', '.join(filter(None, self.languages()))
+            return f'one of {codes}, or the path of the TOML file of another language'
+        if self.choices:
+            return f'one of {", ".join(self.choices)}'
         minimum: Any = self.at_least
         if isinstance(minimum, str) and settings:
             minimum = f'{getattr(settings, minimum)} ({minimum})'
@@ -90,14 +90,19 @@ def setting(text: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any
     return dataclasses.field(default=default, metadata={'declaration': Declaration(text, **bounds)})
 
 
-def language_setting(text: str, languages: Callable[[], Sequence[str]] | None = None) -> Any:
+def language_setting(
+    text: str,
+    languages: Callable[[], Sequence[str]] = lambda: tuple(LANGUAGES),
+    default: Any = dataclasses.MISSING,
+) -> Any:
     """Declare a field for a language code.
 
     Args:
         text: Help text of the flag.
-        languages: Function that returns the allowed codes; None = all languages.
+        languages: Function that returns the allowed codes, which may include '' for no language.
+        default: Default value; without one, the flag is required.
     """
-    return setting(text, languages=languages or (lambda: tuple(LANGUAGES)))
+    return setting(text, default, languages=languages)
 
 
 def attempts_setting(default: int) -> Any:
@@ -144,7 +149,7 @@ def check_ranges(settings: Any, section: str = '') -> None:
     """
     for name, declaration in declarations(settings).items():
         value = getattr(settings, name)
-        if declaration.languages:
+        if declaration.languages and value:
             get_language(value)
         if not declaration.allows(value, settings):
             field = f'{section}.{name}' if section else name

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from malora_jax.data.file_rows import Row
-from malora_jax.errors import UserError
+from malora_jax.errors import UserError, short_repr
 from malora_jax.ultralink import conversations, translation_checks, translations
 from malora_jax.ultralink.conversations import Conversation
 from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest, chat_text
@@ -36,12 +36,11 @@ from malora_jax.ultralink.text.language_identification import describe_language,
 from malora_jax.ultralink.translation_checks import TranslationFault
 
 STAGE = 'translate'
-_SOURCE_LANGUAGE = 'en'
 # Kinds of `translation_checks` that apply to each subset.
 _CHECK_KINDS = {
-    'chat_agnostic': ('numbers', 'latex', 'code', 'language'),
-    'math': ('numbers', 'final_answer', 'latex', 'code', 'language'),
-    'code': ('numbers', 'latex', 'code', 'identifiers', 'language'),
+    'chat_agnostic': ('numbers', 'latex', 'code', 'language', 'length_ratio'),
+    'math': ('numbers', 'final_answer', 'latex', 'code', 'language', 'length_ratio'),
+    'code': ('numbers', 'latex', 'code', 'identifiers', 'language', 'length_ratio'),
 }
 
 
@@ -178,13 +177,17 @@ def _source(row: Row) -> Conversation:
     Raises:
         UserError: The row is not a conversation, or cannot be translated.
     """
-    source = conversations.read(row)
-    if source.language != _SOURCE_LANGUAGE or source.subset not in translations.SUBSETS:
-        raise UserError(
-            f'{row.location} has language {source.language!r} and subset {source.subset!r}: '
-            f'only English rows of {", ".join(translations.SUBSETS)} can be translated.'
-        )
-    return source
+    language, subset = row.fields.get('language'), row.fields.get('subset')
+    # The language of other rows need not be known.
+    if language in (None, translations.SOURCE_LANGUAGE):
+        source = conversations.read(row)
+        if source.subset in translations.SUBSETS:
+            return source
+        subset = source.subset
+    raise UserError(
+        f'{row.location} has language {short_repr(language)} and subset {short_repr(subset)}: only '
+        f'English rows of {", ".join(translations.SUBSETS)} can be translated.'
+    )
 
 
 def _describe(faults: Sequence[TranslationFault], translation: str) -> str:

@@ -13,6 +13,7 @@ from malora_jax.ultralink.languages import LANGUAGES, get_language
 from malora_jax.ultralink.llm.chat import ChatMessage
 from malora_jax.ultralink.prompt_sets import STRICT
 
+SOURCE_LANGUAGE = 'en'
 # Subsets that are translated.
 SUBSETS = ('chat_agnostic', 'math', 'code')
 
@@ -50,7 +51,11 @@ class TranslationPrompt(NamedTuple):
 
 def target_languages() -> tuple[str, ...]:
     """Return the codes of the languages into which conversations can be translated."""
-    return tuple(code for code, language in LANGUAGES.items() if language.demonstrations)
+    return tuple(
+        code
+        for code, language in LANGUAGES.items()
+        if language.demonstrations and code != SOURCE_LANGUAGE
+    )
 
 
 def load(code: str, subset: str, prompt_set: str = STRICT) -> TranslationPrompt:

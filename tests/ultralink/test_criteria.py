@@ -129,6 +129,12 @@ def test_chats_of_another_form(tmp_path, turns):
         run(tmp_path, [{'id': '0', 'conversations': turns}], lambda request: '')
 
 
+def test_a_row_in_an_unknown_language_names_no_flag(tmp_path):
+    row = {'id': 'a', 'language': 'it', 'subset': 'chat_agnostic', 'data': ['Ciao?', 'Ciao.']}
+    with pytest.raises(UserError, match=r":1 has language 'it': give English conversations only.$"):
+        run(tmp_path, [row], lambda request: '')
+
+
 def test_words_around_the_scores_do_no_harm():
     reply = Reply(f'Here they are:\n```json\n{json.dumps(NONE, indent=1)}\n```', 'stop', 1)
     assert criteria.parse_scores(reply) == NONE

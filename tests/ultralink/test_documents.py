@@ -52,6 +52,13 @@ def test_an_output_of_an_earlier_version_resumes(tmp_path):
         run('en', source, tmp_path / 'out', min_document_tokens=99, min_segment_tokens=99)
 
 
+@pytest.mark.parametrize('name', ['min_document_tokens', 'segment_tokens'])
+def test_a_small_limit_names_the_flag_that_must_follow(name):
+    message = rf'_segment_tokens is 1000, more than {name} \(500\), .* set --min-segment-tokens=500'
+    with pytest.raises(UserError, match=message):
+        DocumentsConfig('en', **{name: 500})
+
+
 @pytest.mark.parametrize('language', LANGUAGES)
 def test_segments_of_each_language(tmp_path, language):
     source = write_rows(tmp_path / 'in.jsonl', [document(language, i) for i in range(3)])

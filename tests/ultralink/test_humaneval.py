@@ -4,7 +4,8 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink.evaluation import humaneval
-from tests.ultralink.helpers import write_rows
+from tests.helpers.paths import FIXTURES
+from tests.ultralink.helpers import run, write_rows
 
 DOUBLE = {
     'task_id': 'HumanEval/0',
@@ -149,6 +150,24 @@ def test_docstrings_in_another_language_are_refused(tmp_path):
     )
     with pytest.raises(UserError, match=message):
         humaneval.diagnose(originals, path, language='fr')
+
+
+def test_docstrings_in_a_language_of_the_user(tmp_path):
+    prose = 'Restituisce una lista con ogni numero della lista originale raddoppiato, in ordine.'
+    italian = [
+        translated(each, (text, prose))
+        for each, text in zip((DOUBLE, ODD), PROSE.values(), strict=True)
+    ]
+    originals, path = write(tmp_path, italian)
+    own = f'--language={FIXTURES}/ultralink_italian.toml'
+    done = run('check_humaneval', own, f'--input={path}', f'--originals={originals}')
+    assert (done.returncode, done.stderr) == (0, '')
+    write(tmp_path, [DOUBLE, {**ODD, 'prompt': ODD['prompt'].replace('Tell', 3 * 'Please tell ')}])
+    done = run('check_humaneval', own, f'--input={path}', f'--originals={originals}')
+    assert done.returncode == 2 and 'are not in Italian (it): the language is en' in done.stderr
+    done = run('check_humaneval', '--language=/tmp/it', f'--input={path}', '--originals=none')
+    assert done.returncode == 2 and done.stderr.count('\n') == 1
+    assert done.stderr.endswith('(The path of the file of a language must end in .toml.)\n')
 
 
 def test_the_prose_of_a_docstring_has_no_examples():

@@ -98,6 +98,35 @@ def test_refusals_are_those_of_the_order_without_a_verdict(tmp_path):
     assert reject['refusals'] == ['no verdict (finish reason length)'] * 3
 
 
+def said_in_summary(path, say, answers):
+    """Judge answers, and return the summary of the command."""
+    rows = [{'id': str(n), 'question': f'q{n}', 'answer': a} for n, a in enumerate(answers)]
+    ours = write_rows(path / 'rows.jsonl', rows)
+    given = StageRun(JudgeConfig('fr', ours), [ours], path / 'out', model=FakeModel(say))
+    return STAGES['judge'].summary(given, asyncio.run(STAGES['judge'].run(given)))
+
+
+def test_no_verdict_at_all_shows_a_reply(tmp_path):
+    with pytest.raises(UserError) as error:
+        said_in_summary(tmp_path, lambda request: 'Answer A\nis better.', ['a', 'b'])
+    assert str(error.value) == (
+        'No question has a verdict, so there is no win rate: the first reply of the judge is '
+        f"'Answer A\\nis better.' ({tmp_path}/out/rejects-00000.jsonl:1)."
+    )
+
+
+@pytest.mark.parametrize('missing', [1, 2])
+def test_missing_verdicts_stand_next_to_the_win_rate(tmp_path, missing):
+    def say(request):
+        return 'None.' if 'unclear' in request.messages[-1].content else '[[C]]'
+
+    answers = [*missing * ['unclear'], *(10 - missing) * ['a']]
+    last = said_in_summary(tmp_path, say, answers).splitlines()[-1]
+    assert last.startswith('Win rate 50.0%')
+    note = '; without 2 of 10 questions, which have no verdict'
+    assert last.endswith(note if missing == 2 else ' losses')
+
+
 def test_the_last_mark_counts():
     assert judge_protocol.parse_verdict(Reply('Either [[A]] or [[B]]: [[B]]', 'stop', 1)) == -1
 

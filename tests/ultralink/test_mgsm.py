@@ -61,6 +61,16 @@ def test_accuracy_over_a_file(tmp_path):
     )
 
 
+def test_the_summary_counts_answers_without_a_number(tmp_path):
+    path = tmp_path / 'mgsm_fr.tsv'
+    path.write_text('Combien font 2 + 2 ?\t4\nCombien font 2 + 3 ?\t5\n', 'utf-8')
+    model = FakeModel(lambda request: '4' if '2 + 2' in str(request) else 'Je ne sais pas.')
+    given = StageRun(MgsmConfig('fr'), [path], tmp_path / 'out', model=model)
+    manifest = asyncio.run(STAGES['mgsm'].run(given))
+    text = STAGES['mgsm'].summary(given, manifest)
+    assert text == '1 of 2 answers correct (50.0%); 1 answer without a number'
+
+
 def test_a_broken_row_is_named(tmp_path):
     path = tmp_path / 'mgsm_fr.tsv'
     path.write_text('Combien ?\tquatre\n', 'utf-8')

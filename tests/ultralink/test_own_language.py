@@ -53,6 +53,24 @@ def italian(tmp_path):
     return path
 
 
+def own_french() -> str:
+    """Return the Italian file as that of another French, with demonstrations in French."""
+    text = ITALIAN.read_text('utf-8')
+    for old, new in {
+        "code = 'it'": "code = 'fr'",
+        "['es', 'fr', ": "['es', 'it', ",
+        'Come posso dormire meglio se lavoro fino alle 10 di sera?': 'Comment puis-je mieux dormir '
+        'si je travaille jusqu’à 10 heures du soir ?',
+        'Giulia ha 12 mele e ne mangia 2. Quante mele restano?': 'Julie a 12 pommes et en mange 2. '
+        'Combien de pommes lui reste-t-il ?',
+        'Restano 12-2 = <<12-2=10>>10 mele.': 'Il reste 12-2 = <<12-2=10>>10 pommes.',
+        'Che cosa restituisce': 'Que renvoie',
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
 @pytest.mark.slow
 def test_a_sixth_language_through_all_stages(tmp_path, weights, italian):
     one, rows = f'--language={italian}', f'--language-files={italian}'
@@ -131,7 +149,7 @@ def test_another_file_does_not_resume(tmp_path, italian, weights):
 
 def test_a_language_replaces_the_built_in_one(monkeypatch, tmp_path):
     path = tmp_path / 'fr.toml'
-    path.write_text(ITALIAN.read_text('utf-8').replace("code = 'it'", "code = 'fr'"), 'utf-8')
+    path.write_text(own_french(), 'utf-8')
     monkeypatch.setitem(languages.LANGUAGES, 'fr', languages.LANGUAGES['fr'])
     before = translations.digest('fr'), prompts.digests()['fr']
     assert languages.add_file(path).code == 'fr'
@@ -160,6 +178,6 @@ def test_a_new_language_does_not_prevent_others_from_resuming(tmp_path, italian,
     assert set(stub.attempt_counts.values()) == {1}
     # Its own prompts are recorded: a French of the user does not resume.
     french = tmp_path / 'fr.toml'
-    french.write_text(ITALIAN.read_text('utf-8').replace("code = 'it'", "code = 'fr'"), 'utf-8')
+    french.write_text(own_french(), 'utf-8')
     done = run(*command, '--limit=2', f'--language-files={french}')
     assert done.returncode == 2 and 'was made with prompts.fr = ' in done.stderr

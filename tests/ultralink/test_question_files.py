@@ -84,6 +84,10 @@ def test_questions_that_the_baseline_lacks_are_an_error_before_any_request(tmp_p
         'in total to 2 of 3 questions: choose a baseline with the same questions, in the same '
         'language.'
     )
+    with pytest.raises(
+        UserError, match=r"answer to any of the 2 questions, such as 'ours-1' \('a'"
+    ):
+        pairs(tmp_path, [('a', '1'), ('b', '2')], [('c', 'A')])
     with pytest.raises(UserError, match='in total to 1 of 3 questions'):
         pairs(tmp_path, [('a', '1'), ('a', '2'), ('b', '3')], [('a', 'A'), ('b', 'B')])
 

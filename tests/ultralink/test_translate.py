@@ -10,6 +10,7 @@ from malora_jax.ultralink import translation_checks, translations
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
+from malora_jax.ultralink.text import spans
 from malora_jax.ultralink.text.language_identification import identify_language
 from malora_jax.ultralink.translate import TranslateConfig
 from tests.ultralink import translated_texts
@@ -86,6 +87,7 @@ FAULTS = {
     'code': ('code', lambda text: text.replace('# Two more.', '# Deux de plus.')),
     'identifiers': ('code', lambda text: text.replace('sys.max_size', 'cela')),
     'language': ('code', lambda text: translated_texts.CODE.english),
+    'length_ratio': ('code', lambda text: f'add_two, sys.max_size\n{spans.split(text).fences[0]}'),
     'empty': ('maths', lambda text: ''),
     'length': ('maths', lambda text: Reply(text, 'length', 1)),
     'content_filter': ('maths', lambda text: Reply('', 'content_filter', 1)),
@@ -132,6 +134,10 @@ def test_a_fault_that_stays_drops_the_conversation(tmp_path, kind):
     'change, message',
     [
         ({'language': 'fr'}, "jsonl:1 has language 'fr' and subset 'math': only English"),
+        (
+            {'language': 'it'},
+            r"jsonl:1 has language 'it' and subset 'math': only English .* translated.$",
+        ),
         ({'subset': 'chat_specific'}, "subset 'chat_specific': only English"),
         ({'data': []}, "jsonl:1: 'data' must be a non-empty list"),
     ],

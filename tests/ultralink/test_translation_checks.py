@@ -120,6 +120,47 @@ def test_too_short_a_text_is_not_judged():
     assert translation_checks.check_language('我们今天去北京看长城。', 'zh', identify)
 
 
+ADVICE = (
+    'Explain in three or four sentences why leaves change their colour in autumn, and what happens '
+    'to the chlorophyll in the cells of trees.'
+)
+
+
+@pytest.mark.parametrize(
+    'reply, size',
+    [
+        ('Oui.', 'too short'),
+        ('Yes.', 'too short'),
+        ('Expliquez.', 'too short'),
+        ('Voici la traduction :', 'too short'),
+        ('Je ne peux pas traduire ce texte, désolé…', 'too short'),
+        ('好的。', 'too short'),
+        (20 * 'Pourquoi les feuilles changent de couleur. ', 'too long'),
+    ],
+)
+def test_a_reply_that_is_no_translation_has_another_length(reply, size):
+    found = translation_checks.faults(ADVICE, reply, 'fr', identify_language, ['length_ratio'])
+    assert [fault.kind for fault in found] == ['length_ratio'] and size in found[0].detail
+
+
+def test_a_translation_may_mark_words_as_code():
+    source = 'Compare the methods groupby, aggregate, transform, resample and rolling of pandas.'
+    marked = 'Compare : `groupby`, `aggregate`, `transform`, `resample` et `rolling` de `pandas`.'
+    assert not translation_checks.faults(source, marked, 'fr', identify_language, ['length_ratio'])
+
+
+def test_short_texts_may_have_any_length():
+    assert not kinds('Thanks a lot, that was very helpful!', 'Merci !', 'fr')
+
+
+def test_the_source_is_no_translation():
+    text = 'Explain photosynthesis.'
+    (fault,) = translation_checks.faults(text, f' {text}\n', 'fr', identify_language)
+    assert fault == ('language', 'the same text as the source')
+    # Names look the same in many languages.
+    assert not kinds('Albert Einstein', 'Albert Einstein', 'fr')
+
+
 # Numbers, written by code that shares nothing with their parser.
 
 WAYS = {

@@ -60,11 +60,13 @@ def open_baseline(run: StageRun[Any], baseline: pathlib.Path) -> Callable[[Row],
     selected = list(run.selection.select(question_files.read(run.inputs), run.seed))
     missing = [row for row in selected if key(row) not in answers]
     if missing:
+        first = f'{text_field(missing[0], "id")!r} ({text_field(missing[0], "question")[:60]!r})'
+        lacks = f'{first}, in total to {len(missing):,} of {len(selected):,} questions'
+        if len(missing) == len(selected) > 1:
+            lacks = f'any of the {len(selected):,} questions, such as {first}'
         raise UserError(
-            f'{missing[0].location}: {baseline} has no answer to {text_field(missing[0], "id")!r} '
-            f'({text_field(missing[0], "question")[:60]!r}), in total to {len(missing):,} of '
-            f'{len(selected):,} questions: choose a baseline with the same questions, in the same '
-            'language.'
+            f'{missing[0].location}: {baseline} has no answer to {lacks}: choose a baseline with '
+            'the same questions, in the same language.'
         )
     return read_pair
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from malora_jax.data.file_rows import Row
-from malora_jax.errors import UserError
+from malora_jax.errors import UserError, short_repr
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.evaluation import answer_pairs, judge_protocol, omgeval, question_files
 from malora_jax.ultralink.evaluation.answer_pairs import AnswerPair
@@ -42,6 +42,8 @@ _DEFAULTS = {
     BOTH_ORDERS: {'attempts': 3, 'max_tokens': 512, 'temperature': 0.3},
     OMGEVAL: {'attempts': 1, 'max_tokens': 100, 'temperature': 0.0},
 }
+# Fraction of the questions above which missing verdicts make a win rate doubtful.
+_MAX_MISSING = 0.1
 # Assumed length of a verdict of one or two sentences, for estimates.
 _VERDICT_TOKENS = 60
 
@@ -223,13 +225,28 @@ def summary(run: StageRun[JudgeConfig], manifest: StageManifest) -> str:
         UserError: No question has a verdict.
     """
     scores = [row.fields['score'] for row in shards.read([run.output])]
+    if not scores:
+        raise _no_verdicts(run, manifest)
     result = win_rate(scores, seed=run.seed)
     if run.config.protocol == OMGEVAL:
         error = f'{standard_error(scores):.2%}' if len(scores) > 1 else 'unknown for one verdict'
         rate = f'{result.rate:.2%}, standard error {error}'
     else:
         rate = f'{result.rate:.1%}, 95% interval {result.low:.1%} to {result.high:.1%}'
-    return (
+    text = (
         f'{format_counts(manifest, run.output)}\n'
         f'Win rate {rate}: {result.wins} wins, {result.ties} ties, {result.losses} losses'
     )
+    items, missing = manifest.total.items, manifest.total.items - len(scores)
+    if missing > _MAX_MISSING * items:
+        text += f'; without {missing:,} of {items:,} questions, which have no verdict'
+    return text
+
+
+def _no_verdicts(run: StageRun[JudgeConfig], manifest: StageManifest) -> UserError:
+    """Return the error for answers without any verdict, with an example of a judge's reply."""
+    message = 'No question has a verdict, so there is no win rate'
+    for row in shards.read_rejects(run.output, manifest):
+        reply = short_repr(row.fields['text'])
+        return UserError(f'{message}: the first reply of the judge is {reply} ({row.location}).')
+    return UserError(f'{message}.')

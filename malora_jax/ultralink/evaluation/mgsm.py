@@ -114,7 +114,7 @@ def summary(run: StageRun[MgsmConfig], manifest: StageManifest) -> str:
     right, missing = total.counts['right'], total.counts['no number']
     return (
         f'{right} of {total.kept} answers correct ({right / total.kept:.1%}); '
-        f'{missing} answers without a number'
+        f'{missing} {"answer" if missing == 1 else "answers"} without a number'
     )
 
 

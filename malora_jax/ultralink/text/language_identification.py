@@ -207,7 +207,7 @@ def _likely_languages() -> set[str]:
     Raises:
         UserError: The model does not know one of the languages.
     """
-    for code in sorted(LANGUAGES.keys() - _known_languages()):
+    for code in sorted(LANGUAGES.keys() - known_languages()):
         raise UserError(
             f'Texts in language {code!r} cannot be identified: the model lid.176 does not know it.'
         )
@@ -215,7 +215,7 @@ def _likely_languages() -> set[str]:
 
 
 @functools.cache
-def _known_languages() -> frozenset[str]:
+def known_languages() -> frozenset[str]:
     """Return the codes of the 176 languages that fastText's model knows."""
     return frozenset(each['lang'] for each in _models()[0].detect('a', k=1000))
 
