@@ -1,6 +1,5 @@
 """Parameters in a pytree: their names and counts, and those of one linear layer."""
 
-import collections
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +17,14 @@ def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
         yield '/'.join(str(getattr(key, 'key', key)) for key in path), leaf
 
 
+def leaves_by_name(tree: Any) -> dict[str, list[Any]]:
+    """Return the leaves of each parameter, by the last part of their paths, such as 'core'."""
+    leaves: dict[str, list[Any]] = {}
+    for path, leaf in named_leaves(tree):
+        leaves.setdefault(path.rpartition('/')[2], []).append(leaf)
+    return leaves
+
+
 def count(tree: Any) -> int:
     """Return the number of scalars in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
@@ -25,10 +32,7 @@ def count(tree: Any) -> int:
 
 def count_by_name(tree: Any) -> dict[str, int]:
     """Return the number of scalars by parameter name, the last part of a path, such as 'core'."""
-    counts: collections.Counter[str] = collections.Counter()
-    for path, leaf in named_leaves(tree):
-        counts[path.rsplit('/', 1)[-1]] += math.prod(leaf.shape)
-    return dict(sorted(counts.items()))
+    return {name: count(leaves) for name, leaves in sorted(leaves_by_name(tree).items())}
 
 
 def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Array]:

@@ -128,10 +128,10 @@ def _mean_alignment_loss(collection: Any) -> jax.Array:
 
 def _norms_by_parameter(gradients: Any) -> dict[str, jax.Array]:
     """Return the norm of the gradient of each parameter in all layers, such as all of `up`."""
-    leaves: dict[str, list[jax.Array]] = {}
-    for path, leaf in trees.named_leaves(gradients):
-        leaves.setdefault(path.rpartition('/')[2], []).append(leaf)
-    return {f'gradient_norm/{name}': optax.tree.norm(found) for name, found in leaves.items()}
+    return {
+        f'gradient_norm/{name}': optax.tree.norm(leaves)
+        for name, leaves in trees.leaves_by_name(gradients).items()
+    }
 
 
 def make_train_step(

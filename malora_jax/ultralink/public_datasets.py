@@ -100,7 +100,7 @@ def check_first_rows(rows: Iterable[Row]) -> None:
 
 
 def _check_not_released(row: Row) -> None:
-    """Check that a row is not one of a release, whose language only the name of its file tells."""
+    """Check that a row is not one of a release, whose language is only in the name of its file."""
     name = release_export.released_name(str(row.fields.get('id', '')))
     if name and 'data' in row.fields and not _is_own(row):
         raise UserError(

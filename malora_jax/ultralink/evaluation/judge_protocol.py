@@ -34,7 +34,7 @@ _USER = """\
 
 
 class JudgeProtocol(NamedTuple):
-    """How a pair of answers is judged.
+    """The protocol by which a pair of answers is judged.
 
     Attributes:
         messages: Function from a question, the first and the second answer to the judge's prompt.

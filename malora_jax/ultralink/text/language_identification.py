@@ -101,7 +101,8 @@ def describe_language(text: str) -> str:
         describe_language('Wo ist der Bahnhof?')  # 'de with confidence 0.99'
 
     Raises:
-        UserError: See `identify_language`.
+        UserError: The extra `ultralink` is not installed, or the model does not know a language of
+            `LANGUAGES`.
     """
     pieces = _pieces(text)
     code = _combine(text, pieces)

@@ -8,8 +8,8 @@ _EAST_ASIAN_PUNCTUATION = re.compile('[、。「」《》！，：；？]')
 _LATIN_WORD, _CYRILLIC_WORD = re.compile(r'\b[A-Za-zÀ-ɏ]+\b'), re.compile(r'\b[Ѐ-ӿ]+\b')
 # Letters of other scripts that say as much as an East Asian letter, about.
 _LETTERS_PER_EAST_ASIAN = 2.5
-# How much a letter or a punctuation mark tells about the main script, compared with a Latin letter:
-# names in Latin letters are common in texts in other scripts, but the opposite is rare.
+# Weights of a letter or a punctuation mark in the choice of the main script, where a Latin letter
+# has 1: names in Latin letters are common in texts in other scripts, but the opposite is rare.
 _PER_EAST_ASIAN, _PER_PUNCTUATION_MARK, _PER_CYRILLIC = 4, 8, 2
 
 
