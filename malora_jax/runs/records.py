@@ -1,8 +1,8 @@
 """Compact records of finished runs, which are small enough to be committed with the code.
 
 A record has what reports on runs need: config, results, the metrics of each step, and the score and
-loss of each held-out question. It has no weights, no texts, and a hash for each
-question.
+loss of each held-out question. It has neither weights nor texts, and names each question by a
+hash.
 """
 
 import hashlib
