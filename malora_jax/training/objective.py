@@ -19,8 +19,10 @@ from jax.sharding import PartitionSpec
 from malora_jax.distributed import sharding
 from malora_jax.models.decoder import logits
 
-# Tokens per multiplication with the head: enough for full speed, but few logits in memory.
+# Tokens per multiplication with the head: enough for full speed, but few logits in memory. The
+# tokens after the last full chunk are processed in smaller chunks, to compute less padding.
 CHUNK_TOKENS = 256
+SMALL_CHUNK_TOKENS = 64
 
 
 def cross_entropy(
@@ -122,17 +124,16 @@ def _over_chunks(hidden_ND, head_VD, targets_N, carries_N, add, start):
         (N, D) float32.
     """
     tokens = hidden_ND.shape[0]
-    chunk = min(CHUNK_TOKENS, tokens)
     count = carries_N.sum()
     # The padding makes the last chunk full. Index N is out of bounds, so it reads zeros and its
     # writes are dropped.
     order_N = jnp.argsort(~carries_N, stable=True)
     order_N = jnp.where(jnp.arange(tokens) < count, order_N, tokens)
-    order_N = jnp.pad(order_N, (0, chunk), constant_values=tokens)
+    order_N = jnp.pad(order_N, (0, SMALL_CHUNK_TOKENS), constant_values=tokens)
 
-    def one_chunk(i, carry):
+    def one_chunk(first, size, carry):
         result, gradient_ND = carry
-        index_M = jax.lax.dynamic_slice(order_N, (i * chunk,), (chunk,))
+        index_M = jax.lax.dynamic_slice(order_N, (first,), (size,))
         hidden_MD = hidden_ND.at[index_M].get(mode='fill', fill_value=0)
         target_M = targets_N.at[index_M].get(mode='fill', fill_value=0)
         logits_MV = logits(hidden_MD, head_VD)
@@ -148,9 +149,18 @@ def _over_chunks(hidden_ND, head_VD, targets_N, carries_N, add, start):
         gradient_ND = gradient_ND.at[index_M].set(gradient_MD, mode='drop')
         return add(result, index_M, loss_M), gradient_ND
 
-    zeros_ND = jnp.zeros(hidden_ND.shape, jnp.float32)
-    chunks = (count + chunk - 1) // chunk
-    return jax.lax.fori_loop(0, chunks, one_chunk, (start, zeros_ND))
+    def chunks(first, end, size, carry):
+        return jax.lax.fori_loop(
+            0,
+            (end - first + size - 1) // size,
+            lambda i, carry: one_chunk(first + i * size, size, carry),
+            carry,
+        )
+
+    chunk = min(CHUNK_TOKENS, tokens)
+    full = count - count % chunk
+    carry = chunks(0, full, chunk, (start, jnp.zeros(hidden_ND.shape, jnp.float32)))
+    return chunks(full, count, SMALL_CHUNK_TOKENS, carry)
 
 
 def _backward(residuals, cotangent_G):

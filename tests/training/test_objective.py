@@ -15,6 +15,8 @@ TOKENS = 2 * objective.CHUNK_TOKENS + 40
 COUNTS = (
     0,
     1,
+    objective.SMALL_CHUNK_TOKENS,
+    objective.SMALL_CHUNK_TOKENS + 1,
     objective.CHUNK_TOKENS - 1,
     objective.CHUNK_TOKENS,
     objective.CHUNK_TOKENS + 1,
