@@ -4,9 +4,8 @@ Command:
     python -m experiments.sweep --config=configs/sweeps/fair_methods.py \
       --workdir=runs/fair_methods --records=docs/results/fair_methods --jobs=2
 
-docs/comparison_protocol.md explains the rows, and docs/fair_comparison.md shows the results. To
-begin with one seed of each row, add --config.seeds="(0,)"; the sweep grows when the command is
-repeated without it.
+docs/comparison_protocol.md explains the rows, and docs/fair_comparison.md shows the results. The
+first seed of every row is trained first.
 
 Hardware: 92 runs of 13 minutes and 18 of 4, on two CPU cores about 21 hours.
 """

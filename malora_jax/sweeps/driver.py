@@ -126,19 +126,28 @@ class SweepDriver:
         return write_report(self._workdir, self._sweep, self._runs, self.errors)
 
     def _jobs(self, max_processes: int) -> list[Job]:
-        """Return the jobs of the unfinished runs; joint groups are split to fill all processes."""
+        """Return the jobs of the unfinished runs; joint groups are split to fill all processes.
+
+        Unless runs train jointly, the first seed of every row is trained first, then the second and
+        so on, so that an unfinished sweep compares as many rows as possible.
+        """
         todo = {
-            name: run.config
-            for name, run in self._runs.items()
+            name: self._runs[name].config
+            for name in sorted(self._runs, key=self._seed_index)
             if not directory.is_finished(self._workdir, name)
         }
         runs_per_process = max(1, -(-len(todo) // max_processes))
         max_runs = min(self._max_joint_runs or runs_per_process, runs_per_process)
+        groups = joint_groups(todo) if max_runs > 1 else [[name] for name in todo]
         return [
             self._make_job(self._workdir, names[start : start + max_runs])
-            for names in joint_groups(todo)
+            for names in groups
             for start in range(0, len(names), max_runs)
         ]
+
+    def _seed_index(self, name: str) -> int:
+        run = self._runs[name]
+        return list(self._sweep.seeds_of(run.variant)).index(run.seed)
 
     def _synchronize_records(self) -> None:
         """Restore the runs that only have a record, and record those that have none."""

@@ -177,11 +177,15 @@ def test_progress_in_a_terminal_is_a_table(tmp_path):
 # The processes of a sweep.
 
 
-def processes(workdir, at_once, together, **fields):
+def jobs(workdir, at_once, together, **fields):
     started = SweepDriver(
         small_sweep_config(**fields), workdir, lambda _, names: Job(tuple(names), ()), together
     )
-    return [len(job.names) for job in started._jobs(at_once)]
+    return [job.names for job in started._jobs(at_once)]
+
+
+def processes(*args, **fields):
+    return [len(names) for names in jobs(*args, **fields)]
 
 
 def test_runs_that_are_alike_are_one_process(tmp_path):
@@ -194,6 +198,16 @@ def test_runs_that_are_alike_are_one_process(tmp_path):
     ranks, experts = ({'adapter': fields} for fields in ({'rank': (4, 8)}, {'num_experts': (4, 8)}))
     assert processes(tmp_path, 1, 0, grid=ranks, subspace_share=0.5) == [4]
     assert processes(tmp_path, 1, 0, grid=experts, subspace_share=0.5) == [2, 2]
+
+
+def test_the_first_seed_of_every_row_is_trained_first(tmp_path):
+    runs = {'lora': {'arg': 'lora', 'seeds': (3, 5, 4)}, 'malora': {'arg': 'malora'}}
+    order = [('lora', 3), ('malora', 0), ('lora', 5), ('malora', 1), ('lora', 4)]
+    assert jobs(tmp_path, 1, 1, runs=runs) == [
+        (f'{name}-learning_rate{rate}-seed{seed}',)
+        for name, seed in order
+        for rate in (0.001, 0.01)
+    ]
 
 
 # The directory.
