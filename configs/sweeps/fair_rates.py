@@ -33,7 +33,11 @@ METHODS = (
 )
 # Screened learning rates: a grid for all methods, and the factors of 2 beyond it by method.
 GRID = (1e-3, 2e-3, 4e-3)
-MORE_RATES: dict[str, tuple[float, ...]] = {'asylora': (5e-4,), 'dora': (5e-4,)}
+MORE_RATES: dict[str, tuple[float, ...]] = {
+    'lora': (5e-4, 2.5e-4),
+    'asylora': (5e-4,),
+    'dora': (5e-4, 2.5e-4),
+}
 
 
 def get_config() -> ConfigDict:
