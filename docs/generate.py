@@ -21,6 +21,7 @@ from typing import Any
 from docs import (
     draw_layer,
     notebooks,
+    pictures_fair,
     pictures_scale,
     pictures_training,
     records,
@@ -44,7 +45,8 @@ def main() -> None:
     (reference / 'commands.md').write_text(reference_pages.commands_page(), 'utf-8')
     draw_layer.main()
     notebooks.main()
-    for name, draw in (pictures_training.PICTURES | pictures_scale.PICTURES).items():
+    pictures = pictures_training.PICTURES | pictures_scale.PICTURES | pictures_fair.PICTURES
+    for name, draw in pictures.items():
         draw(DOCS / 'images' / name)
     values = {name: records.load(name)['values'] for name in records.names()}
     computed = tables_training.VALUES | tables_scale.VALUES

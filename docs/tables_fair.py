@@ -6,6 +6,7 @@ the runs that are recorded.
 
 import functools
 import pathlib
+import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -17,12 +18,14 @@ from configs.sweeps import (
     fair_task_counts,
 )
 from configs.sweeps import fair_real_tasks as fair_real_sweep
+from docs import fair_why
 from docs.records import RESULTS
 from malora_jax import markdown
 from malora_jax.analysis import cells
 from malora_jax.runs import LoadedRun, SeedGroup
+from malora_jax.runs.paper import PAPER_TABLES
 from malora_jax.runs.records import SUFFIX, restore_record
-from malora_jax.statistics import PairedDifference
+from malora_jax.statistics import Interval, PairedDifference
 from malora_jax.sweeps import expand
 
 STUDIES = {
@@ -122,36 +125,41 @@ def rates_table(study: str) -> str:
     return markdown.table(rows)
 
 
-def methods_table(names: Iterable[str], references: Sequence[str]) -> str:
+def methods_table(names: Iterable[str], references: Sequence[str], paper: str = '') -> str:
     """Return the table of losses and scores of rows of study A, the lowest loss first.
 
     Args:
         names: Names of the rows.
         references: Names of the rows from which differences are shown.
+        paper: Name of the paper's table whose average scores are shown alongside; '' for none.
     """
+    published = PAPER_TABLES[paper].rows if paper else {}
     known = groups('fair_methods')
     rows = [known[name] for name in names if name in known]
     if not rows:
         return NO_RUNS
     head = ['row', 'trained parameters', 'learning rate', 'seeds', 'loss']
     head += [f'loss − {name}' for name in references] + ['exact match, %']
+    head += [f'*{PAPER_TABLES[paper].title}, %*'] if paper else []
     table = [head]
     for group in sorted(rows, key=lambda group: group.mean_over_seeds('loss')):
-        table.append(
-            [
-                f'`{group.name}`',
-                f'{_trained(group):,}',
-                f'{group.runs[0].raw_config["optimizer"]["learning_rate"]:g}',
-                f'{len(group.by_seed("loss"))}',
-                cells.loss(group.mean_over_seeds('loss'), group.interval_over_seeds('loss')),
-                *(cells.loss_difference(_minus(group, known.get(name))) for name in references),
-                cells.score((group.mean_over_seeds('score'), group.interval_over_seeds('score'))),
-            ]
-        )
+        cells_of_row = [
+            f'`{group.name}`',
+            f'{trained_parameters(group):,}',
+            f'{group.runs[0].raw_config["optimizer"]["learning_rate"]:g}',
+            f'{len(group.by_seed("loss"))}',
+            cells.loss(group.mean_over_seeds('loss'), group.interval_over_seeds('loss')),
+            *(cells.loss_difference(_minus(group, known.get(name))) for name in references),
+            cells.score((group.mean_over_seeds('score'), group.interval_over_seeds('score'))),
+        ]
+        if paper:
+            row = published.get(group.name)
+            cells_of_row.append(f'*{row.average}*' if row else '–')
+        table.append(cells_of_row)
     return markdown.table(table)
 
 
-def _trained(group: SeedGroup) -> int:
+def trained_parameters(group: SeedGroup) -> int:
     """Return the number of trained parameters of a row, all of its tasks together."""
     count = group.parameters['trainable']
     return count * len(group.tasks) if group.name == BY_TASK else count
@@ -179,6 +187,39 @@ def tasks_table() -> str:
     return markdown.table(rows)
 
 
+def gradients_table() -> str:
+    """Return the table of gradient norms by parameter, in the first and in the last steps."""
+    known = groups('fair_methods')
+    if not known:
+        return NO_RUNS
+    prefix = 'gradient_norm/'
+    names = [
+        key.removeprefix(prefix)
+        for group in known.values()
+        for key in group.runs[0].records[0]
+        if key.startswith(prefix)
+    ]
+    names = list(dict.fromkeys(names))
+    rows = [['row', *names]]
+    for row in fair_rates.METHODS:
+        if row in known:
+            found = known[row].runs[0].records
+            rows.append([f'`{row}`', *(_norms(found, prefix + name) for name in names)])
+    return markdown.table(rows)
+
+
+def _norms(records: Sequence[Mapping[str, float]], name: str) -> str:
+    """Return the median norms in the first and in the last tenth of the steps."""
+    norms = [record[name] for record in records if name in record]
+    tenth = len(norms) // 10
+    ends = (norms[:tenth], norms[-tenth:])
+    return ' → '.join(f'{statistics.median(end):.2g}' for end in ends) if norms else '–'
+
+
+# Number of seeds that a verdict needs.
+MIN_SEEDS = 3
+# Mixtures of study B, with their names in tables.
+MIXTURES = {'malora': 'MALoRA', 'molora': 'MoLoRA'}
 # Hypotheses on differences of two rows of study A: text, first row, second row. A hypothesis is
 # supported if the first row has the lower loss.
 HYPOTHESES = (
@@ -197,32 +238,40 @@ def hypotheses() -> str:
     rows = [('hypothesis', 'difference of the losses', 'verdict')]
     for text, first, second in HYPOTHESES:
         change = _minus(known[first], known.get(second)) if first in known else None
-        rows.append((text, cells.loss_difference(change), _verdict(change)))
-    rows.append(('2. The advantage of mixtures grows with the number of tasks', *_growth()))
+        verdict = 'not yet tested'
+        if change:
+            verdict = _verdict(change.mean, change.interval, (known[first], known[second]))
+        rows.append((text, cells.loss_difference(change), verdict))
+    text = '2. The advantage of mixtures grows with the number of tasks'
+    rows += [(text, *_growth(method, label)) for method, label in MIXTURES.items()]
     return markdown.table(rows)
 
 
-def _verdict(change: PairedDifference | None) -> str:
-    if change is None:
-        return 'not yet tested'
-    if not change.is_significant:
-        return 'undecided'
-    return 'supported' if change.mean < 0 else 'contradicted'
+def _verdict(mean: float, interval: Interval, rows: Iterable[SeedGroup]) -> str:
+    """Return the verdict on the hypothesis that a difference of rows is below 0."""
+    verdict = 'supported' if mean < 0 else 'contradicted'
+    verdict = 'undecided' if interval.low <= 0 <= interval.high else verdict
+    seeds = min(len(row.by_seed('loss')) for row in rows)
+    return verdict if seeds >= MIN_SEEDS else f'{verdict} so far, {seeds} of {MIN_SEEDS} seeds'
 
 
-def _growth() -> tuple[str, str]:
-    """Return the change of MoLoRA's and MALoRA's difference from LoRA, from 2 to 12 tasks."""
-    few, many = (_differences_by_count('molora').get(count) for count in (2, 12))
-    if few is None or many is None:
-        return '', 'not yet tested'
+def _growth(method: str, label: str) -> tuple[str, str]:
+    """Return how a mixture's difference from LoRA changes from 2 to 12 tasks, and the verdict."""
+    changes, ends = differences_by_count(method), (2, 12)
+    if not all(count in changes for count in ends):
+        return cells.loss_difference(None), 'not yet tested'
+    few, many = (changes[count] for count in ends)
     # The two differences are of different runs, so their errors add up.
     change = many.mean - few.mean
     half = sum((each.interval.high - each.interval.low) ** 2 for each in (few, many)) ** 0.5 / 2
-    verdict = 'undecided' if abs(change) < half else 'supported' if change < 0 else 'contradicted'
-    return f'{change:+.3f} [{change - half:+.3f}, {change + half:+.3f}] (MoLoRA)', verdict
+    interval = Interval(change - half, change + half)
+    known = groups('fair_task_counts')
+    rows = [known[f'{name}-{count}'] for name in ('lora', method) for count in ends]
+    text = f'{change:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] ({label})'
+    return text, _verdict(change, interval, rows)
 
 
-def _differences_by_count(method: str) -> dict[int, PairedDifference]:
+def differences_by_count(method: str) -> dict[int, PairedDifference]:
     """Return the difference of the losses from LoRA's in study B, by number of tasks."""
     known = groups('fair_task_counts')
     found = {}
@@ -272,7 +321,9 @@ def real_tasks_table() -> str:
     known = groups('fair_real_tasks')
     if not known:
         return NO_RUNS
-    rows = [('method', 'seeds', 'loss', 'loss − lora', 'loss − molora', 'accuracy, %')]
+    paper = PAPER_TABLES['table2']
+    head = ('method', 'seeds', 'loss', 'loss − lora', 'loss − molora', 'accuracy, %')
+    rows = [(*head, f'*{paper.title}, %*')]
     for name, group in known.items():
         changes = [_minus(group, known.get(reference)) for reference in ('lora', 'molora')]
         rows.append(
@@ -282,6 +333,7 @@ def real_tasks_table() -> str:
                 cells.loss(group.mean_over_seeds('loss'), group.interval_over_seeds('loss')),
                 *map(cells.loss_difference, changes),
                 cells.score((group.mean_over_seeds('score'), group.interval_over_seeds('score'))),
+                f'*{paper.rows[name].average}*',
             )
         )
     return markdown.table(rows)
@@ -295,9 +347,11 @@ CONFIGURED_RATES: Mapping[str, Mapping[str, float]] = {
 PARTS: dict[str, Callable[[], str]] = {
     'fair progress': progress,
     'fair rates': functools.partial(rates_table, 'fair_rates'),
-    'fair methods': functools.partial(methods_table, fair_rates.METHODS, ('lora', 'molora')),
+    'fair methods': functools.partial(
+        methods_table, fair_rates.METHODS, ('lora', 'molora'), 'table1'
+    ),
     'fair ablations': functools.partial(
-        methods_table, ('malora', 'molora', *fair_methods.ABLATIONS), ('malora', 'molora')
+        methods_table, ('malora', 'molora', *fair_methods.ABLATIONS), ('malora', 'molora'), 'table3'
     ),
     'fair controls': functools.partial(
         methods_table,
@@ -306,6 +360,9 @@ PARTS: dict[str, Callable[[], str]] = {
     ),
     'fair tasks': tasks_table,
     'fair hypotheses': hypotheses,
+    'fair routing': fair_why.routing_table,
+    'fair similarity': fair_why.similarity_table,
+    'fair gradients': gradients_table,
     'fair task counts': task_counts_table,
     'fair single tasks': single_tasks_table,
     'fair real rates': functools.partial(rates_table, 'fair_real_rates'),

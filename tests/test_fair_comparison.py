@@ -1,10 +1,13 @@
 """Tables of the fair comparison: made here from made-up records, with known losses."""
 
+import json
+import pathlib
+
 import pytest
 from ml_collections import ConfigDict
 
 from configs import fair_comparison
-from docs import tables_fair
+from docs import fair_why, pictures_fair, tables_fair
 from malora_jax.runs.records import write_record
 from malora_jax.sweeps import expand
 from tests.helpers.finished_runs import QUESTIONS, write_finished_run
@@ -15,7 +18,8 @@ from tests.helpers.paths import ROOT
 def archive(tmp_path, monkeypatch):
     """Make the archive empty."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(tables_fair, 'RESULTS', tmp_path / 'results')
+    for module in (tables_fair, fair_why):
+        monkeypatch.setattr(module, 'RESULTS', tmp_path / 'results')
     forget()
     yield tmp_path
     forget()
@@ -96,6 +100,13 @@ def test_verdicts(archive):
     assert by_task == ['-0.100 [-0.100, -0.100]'] * 6
 
 
+def test_a_verdict_needs_three_seeds(archive):
+    losses = {'lora-seed0': 1.0, 'lora-seed1': 1.0, 'malora-seed0': 0.9, 'malora-seed1': 0.9}
+    record(archive, 'fair_methods', losses)
+    verdict = cells(tables_fair.hypotheses())['1. MALoRA beats LoRA'][1]
+    assert verdict == 'supported so far, 2 of 3 seeds'
+
+
 def test_experts_by_task_are_one_row_of_six_runs(archive):
     tasks = fair_comparison.get_config().data.tasks
     losses = {f'by_task-{task}-seed0': 0.5 for task in tasks} | {'lora-seed0': 1.0}
@@ -108,7 +119,8 @@ def test_the_growth_with_the_number_of_tasks(archive):
     counts = {2: 0.1, 4: 0.0, 8: -0.1, 12: -0.2}
     losses = {}
     for count, change in counts.items():
-        losses |= {f'lora-{count}-seed0': 1.0, f'molora-{count}-seed0': 1.0 + change}
+        for seed in (0, 1, 2):
+            losses |= {f'lora-{count}-seed{seed}': 1.0, f'molora-{count}-seed{seed}': 1.0 + change}
     record(archive, 'fair_task_counts', losses)
     table = cells(tables_fair.task_counts_table())
     assert [row[1].split()[0] for row in [*table.values()][1:]] == [
@@ -118,6 +130,114 @@ def test_the_growth_with_the_number_of_tasks(archive):
     assert last == ['-0.300 [-0.300, -0.300] (MoLoRA)', 'supported']
 
 
-def test_an_empty_archive_says_so():
-    for name in ('fair methods', 'fair rates', 'fair task counts', 'fair real tasks'):
+@pytest.fixture
+def figures(monkeypatch):
+    """Return the axes of each picture that is drawn, by the name of its file."""
+    drawn = {}
+    monkeypatch.setattr(
+        pictures_fair, 'save', lambda figure, path: drawn.update({path.name: figure.axes})
+    )
+    return drawn
+
+
+def draw(name):
+    pictures_fair.PICTURES[name](pathlib.Path(name))
+
+
+def test_pictures_of_study_a(archive, figures):
+    means = {'lora': 1.0, 'malora': 0.9, 'malora_unshared': 1.3, 'molora_top1': 1.1}
+    losses = {f'{row}-seed{seed}': loss for row, loss in means.items() for seed in (0, 1)}
+    record(archive, 'fair_methods', losses)
+    draw('fair_differences.svg')
+    (axes,) = figures['fair_differences.svg']
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        *('malora', 'molora_top1', 'malora_unshared')
+    ]
+    places = [[*line.get_xdata()] for line in axes.lines if line.get_marker() == 'o']
+    assert [place for at in places for place in at] == pytest.approx([-0.1, 0.1, 0.3])
+    draw('fair_parameters.svg')
+    left, _ = figures['fair_parameters.svg']
+    crosses = [[*line.get_ydata()] for line in left.lines if line.get_marker() == 'x']
+    assert [len(values) for values in crosses] == [2, 2]  # Of LoRA and MALoRA, two seeds each.
+    draw('fair_curves.svg')
+    (curves,) = figures['fair_curves.svg']
+    assert [line.get_label() for line in curves.lines] == ['lora', 'malora']
+
+
+def test_the_picture_of_learning_rates(archive, figures):
+    rates = {0.001: 3, 0.002: 1, 0.004: 2}
+    losses = {f'lora-learning_rate{rate}-seed0': loss for rate, loss in rates.items()}
+    record(archive, 'fair_rates', losses)
+    draw('fair_rates.svg')
+    curve, best = figures['fair_rates.svg'][0].lines
+    assert dict(zip(*curve.get_data(), strict=True)) == rates
+    assert [*map(list, best.get_data())] == [[0.002], [1]]
+
+
+def test_the_picture_of_task_counts(archive, figures):
+    losses = {f'lora-{count}-seed0': 1.0 for count in (2, 12)}
+    losses |= {'malora-2-seed0': 1.1, 'malora-12-seed0': 0.8, 'molora-12-seed0': 0.7}
+    record(archive, 'fair_task_counts', losses)
+    draw('fair_task_counts.svg')
+    (axes,) = figures['fair_task_counts.svg']
+    curves = [bars.lines[0] for bars in axes.containers]
+    assert [*curves[0].get_ydata()] == pytest.approx([0.1, -0.2])
+    assert [*curves[0].get_xdata()] == [0, 3]
+    assert [*curves[1].get_ydata()] == pytest.approx([-0.3])
+
+
+def test_gradients_in_the_first_and_last_steps(archive):
+    record(archive, 'fair_methods', {'lora-seed0': 1.0})
+    run = tables_fair.groups('fair_methods')['lora'].runs[0]
+    records = [{'gradient_norm/up': norm} for norm in (8, 4, *[1] * 16, 0.5, 0.25)]
+    run.__dict__['records'] = records
+    (row,) = [*cells(tables_fair.gradients_table()).values()][1:]
+    assert row == ['6 → 0.38']
+
+
+def test_numbers_of_a_report_are_kept(archive):
+    means = {'effective_experts': 7.98765, 'task_information': 0.123456}
+    report = {
+        'similarity': [
+            {
+                'compared': 'experts',
+                'A': {
+                    'trained': {'q': [0.5, 0.7], 'k': [None, 0.3]},
+                    'start': None,
+                    'independent': {'q': [0.1, 0.1], 'k': [0.1, 0.1]},
+                },
+            }
+        ],
+        'routing-malora-seed0': {
+            'questions': 192,
+            'experts': 8,
+            'steps': {'0': means, '240': means | {'effective_experts': 4.0}},
+            'max_chance_information': 0.02,
+            'max_information': 2.0,
+            'idle_experts': {'q': [1, 0], 'k': [2, 1]},
+        },
+    }
+    path = archive / 'analysis.json'
+    path.write_text(json.dumps(report))
+    fair_why.store(path)
+    assert cells(fair_why.routing_table())['`malora`'] == [
+        *('7.99', '4.00 of 8', '12.5%', '0.123 → 0.123', '0.020', '2.00')
+    ]
+    assert cells(fair_why.similarity_table())['`malora`'] == ['0.500', '–', '0.100', '–', '–']
+    path.write_text(json.dumps({'similarity': [], 'routing-lora-seed0': None}))
+    with pytest.raises(ValueError, match='reports on 0 runs with a router, not on one'):
+        fair_why.store(path)
+
+
+def test_an_empty_archive_says_so(figures):
+    for name in pictures_fair.PICTURES:
+        draw(name)
+        assert figures[name] == []
+    for name in (
+        'fair methods',
+        'fair rates',
+        'fair gradients',
+        'fair task counts',
+        'fair real tasks',
+    ):
         assert tables_fair.PARTS[name]() == tables_fair.NO_RUNS

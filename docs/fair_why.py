@@ -1,0 +1,120 @@
+"""Routing and similarity of the experts in the fair comparison, from reports on its runs.
+
+Reports read checkpoints, which are too large to commit. This command keeps the few numbers of a
+report that the page on the fair comparison shows, in `docs/results/fair_why`:
+
+    python -m experiments.analyze --workdir=runs/fair_methods/malora-seed0
+    python -m docs.fair_why runs/fair_methods/malora-seed0/analysis/analysis.json
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from docs.records import RESULTS
+from malora_jax import files, markdown
+from malora_jax.analysis.expert_similarity import SIDES
+
+DIRECTORY = 'fair_why'
+_DIGITS = 4
+
+
+def store(analysis: pathlib.Path) -> pathlib.Path:
+    """Keep the numbers of the report on one run, and return the file they are in.
+
+    Args:
+        analysis: `analysis.json` of a report on a single run that has a router.
+
+    Raises:
+        ValueError: The report has no section on routing, or several.
+    """
+    sections = json.loads(analysis.read_text('utf-8'))
+    names = [name for name in sections if name.startswith('routing-') and sections[name]]
+    if len(names) != 1:
+        raise ValueError(f'{analysis} reports on {len(names)} runs with a router, not on one.')
+    routing = sections[names[0]]
+    (similarity,) = sections['similarity']
+    numbers = {
+        'questions': routing['questions'],
+        'experts': routing['experts'],
+        'steps': _rounded(routing['steps']),
+        'chance_information': round(routing['max_chance_information'], _DIGITS),
+        'max_information': round(routing['max_information'], _DIGITS),
+        'idle_experts': int(np.sum([*routing['idle_experts'].values()])),
+        'routers': int(np.size([*routing['idle_experts'].values()])),
+        'similarity': {
+            side: {key: _mean(values) for key, values in similarity[side].items()}
+            for side in SIDES
+            if side in similarity
+        },
+    }
+    path = RESULTS / DIRECTORY / f'{names[0].removeprefix("routing-")}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, numbers)
+    return path
+
+
+def _rounded(steps: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {
+        step: {name: round(value, _DIGITS) for name, value in means.items()}
+        for step, means in steps.items()
+    }
+
+
+def _mean(values: Mapping[str, Any] | None) -> float | None:
+    """Return the mean over layers and linears, of the ones that have a similarity."""
+    if values is None:
+        return None
+    known = [value for layers in values.values() for value in layers if value is not None]
+    return round(float(np.mean(known)), _DIGITS) if known else None
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """Return the numbers of each run by name."""
+    return {
+        path.stem: json.loads(path.read_text('utf-8'))
+        for path in sorted((RESULTS / DIRECTORY).glob('*.json'))
+    }
+
+
+def routing_table() -> str:
+    """Return the table of effective experts, idle experts and task information."""
+    head = ('row', 'effective experts, start', 'end', 'idle experts', 'task information, bits')
+    rows = [(*head, 'largest by chance', 'maximum')]
+    for name, found in load().items():
+        start, *_, end = (found['steps'][step] for step in sorted(found['steps'], key=int))
+        share = found['idle_experts'] / (found['routers'] * found['experts'])
+        rows.append(
+            (
+                f'`{name.rpartition("-seed")[0]}`',
+                f'{start["effective_experts"]:.2f}',
+                f'{end["effective_experts"]:.2f} of {found["experts"]}',
+                f'{100 * share:.1f}%',
+                f'{start["task_information"]:.3f} → {end["task_information"]:.3f}',
+                f'{found["chance_information"]:.3f}',
+                f'{found["max_information"]:.2f}',
+            )
+        )
+    return markdown.table(rows)
+
+
+def similarity_table() -> str:
+    """Return the table of the similarity of A and of B, next to its controls."""
+    rows = [('row', 'A', 'A at the start', 'A independent', 'B', 'B independent')]
+    for name, found in load().items():
+        a, b = (found['similarity'].get(side, {}) for side in SIDES)
+        numbers = (a.get('trained'), a.get('start'), a.get('independent'))
+        numbers += (b.get('trained'), b.get('independent'))
+        texts = ['–' if number is None else f'{number:.3f}' for number in numbers]
+        rows.append((f'`{name.rpartition("-seed")[0]}`', *texts))
+    return markdown.table(rows)
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description='Keep the numbers of a report on one run.')
+    parser.add_argument('analysis', type=pathlib.Path, help='analysis.json of the report.')
+    print(store(parser.parse_args().analysis))
