@@ -23,6 +23,7 @@ from malora_jax.data import (
 from malora_jax.distributed import hosts
 from malora_jax.evaluation import choices, code_execution, sandbox
 from malora_jax.evaluation.likelihood import Likelihood, LikelihoodRequest, log_likelihoods
+from malora_jax.models.detokenization import StopCondition
 from malora_jax.models.generate import Generator
 
 # Divisor of the row length of packed texts, and the approximate number of texts in such a row.
@@ -222,20 +223,19 @@ def _answer_task(
 def _answer_by_generation(
     scoring: GenerationScoring, eval_model: EvalModel, split: TaskSplit, advance: _Advance
 ) -> list[Answer]:
-    half = _fraction(advance, 2)  # The answers, and then the losses.
-    texts = [text.strip() for (text,) in _generate(eval_model, split, half, scoring.stop)]
+    half = _fraction(advance, 2)  # The losses, and then the answers.
+    likelihoods = _answer_likelihoods(eval_model, split, half)
+    texts = _greedy_texts(eval_model, split, likelihoods, half, scoring.stop)
     return [
         _answer(
             split,
             example,
-            text,
-            scoring.score(text, example),
+            text.strip(),
+            scoring.score(text.strip(), example),
             likelihood,
-            more={name: score(text, example) for name, score in scoring.more},
+            more={name: score(text.strip(), example) for name, score in scoring.more},
         )
-        for example, text, likelihood in zip(
-            split.held_out, texts, _answer_likelihoods(eval_model, split, half), strict=True
-        )
+        for example, text, likelihood in zip(split.held_out, texts, likelihoods, strict=True)
     ]
 
 
@@ -281,6 +281,7 @@ def _answer_by_program(
     texts = _generate(
         eval_model,
         split,
+        split.held_out,
         _fraction(third, eval_model.samples),
         () if in_chat else scoring.stop,
         samples=eval_model.samples,
@@ -325,20 +326,51 @@ def _fraction(advance: _Advance, parts: float) -> _Advance:
     return lambda count: advance(count / parts)
 
 
+def _greedy_texts(
+    eval_model: EvalModel,
+    split: TaskSplit,
+    likelihoods: Sequence[Likelihood],
+    advance: _Advance,
+    stop: Sequence[str],
+) -> list[str]:
+    """Return the text that greedy decoding produces for each held-out question.
+
+    The likelihoods of the expected answers show where greedy decoding produces the expected answer.
+    Only the other texts are generated.
+    """
+    tokenizer, template = eval_model.tokenizer, eval_model.template
+    limit = max_answer_tokens(split, tokenizer, template)
+    is_expected = [each.is_greedy and each.num_tokens <= limit for each in likelihoods]
+    others = [e for e, expected in zip(split.held_out, is_expected, strict=True) if not expected]
+    advance(len(is_expected) - len(others))
+    generated = iter(_generate(eval_model, split, others, advance, stop) if others else [])
+    text = StopCondition(tokenizer, tuple(stop)).text
+    return [
+        text(encode_completion(tokenizer, template, e)) if expected else next(generated)[0]
+        for e, expected in zip(split.held_out, is_expected, strict=True)
+    ]
+
+
 def _generate(
-    eval_model: EvalModel, split: TaskSplit, advance: _Advance, stop: Sequence[str], **sampling: Any
+    eval_model: EvalModel,
+    split: TaskSplit,
+    examples: Sequence[Example],
+    advance: _Advance,
+    stop: Sequence[str],
+    **sampling: Any,
 ) -> list[list[str]]:
-    """Return the generated texts, one list for each held-out question.
+    """Return the generated texts, one list for each of some held-out questions.
 
     Args:
         eval_model: Model to evaluate.
         split: Split of the task.
+        examples: The questions.
         advance: Function that shows the progress.
         stop: Strings that end a text.
         **sampling: Sampling arguments of `Generator.generate_texts`.
     """
     tokenizer, template = eval_model.tokenizer, eval_model.template
-    prompts = [encode_prompt(tokenizer, template, e.question, e.history) for e in split.held_out]
+    prompts = [encode_prompt(tokenizer, template, e.question, e.history) for e in examples]
     return eval_model.generator.generate_texts(
         eval_model.variables,
         prompts,

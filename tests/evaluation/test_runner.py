@@ -115,7 +115,7 @@ def asked(monkeypatch) -> list[tuple[str, str, bool]]:
             text = bytes(tokens[: len(tokens) - ends]).decode()
             requests.append((bytes(context).decode(), text, ends))
             nats = NATS.get(text, 0.5 * len(text)) + 0.25 * ends
-            found.append(Likelihood(-nats, len(tokens), False))
+            found.append(Likelihood(-nats, len(tokens), text in GREEDY))
             advance(1)
         return found
 
@@ -123,6 +123,7 @@ def asked(monkeypatch) -> list[tuple[str, str, bool]]:
     return requests
 
 
+GREEDY: set[str] = set()  # Answers that greedy decoding would produce.
 # Per character, the second option of the first question is the most likely.
 NATS = {' ab': 2.0, ' abcdefgh': 4.0, ' b': 1.0, ' c': 1.0, ' d': 3.0}
 
@@ -168,6 +169,28 @@ def test_a_task_may_set_its_own_limit_and_stops():
     (answer,) = ask(generator, [TaskSplit(NUMBER, [], [Example('e?', ' 5', {})], 1)])
     assert answer == Answer('runner_number', 'e?', ' 5', '5', 1.0, 1.75, 4)
     assert generator.asked[0][1] == {'max_new_tokens': 99, 'stop': ('\n',)}
+
+
+def test_expected_answers_that_greedy_decoding_produces_are_not_generated(monkeypatch, capsys):
+    monkeypatch.setattr(progress, 'LINE_SECONDS', 0)
+    monkeypatch.setattr(f'{__name__}.GREEDY', {' 12345', ' 77', ' 88', ' 6\nNext'})
+    generator = Scripted(SAYS)
+    stopped = TaskSplit(NUMBER, [], [Example('f?', '6\nNext', {})], 1)
+    found = ask(generator, [*SPLITS, stopped])
+    answers = [('1', 1.0), ('12345', 1.0), ('77', 1.0), ('88', 1.0), ('6', 0.0)]
+    assert [(answer.answer, answer.score) for answer in found] == answers
+    assert [texts for texts, _ in generator.asked] == [['Question: a?\nAnswer:']]
+    shown = [line.split()[2] for line in capsys.readouterr().err.splitlines()]
+    assert shown[-1] == '5/5'
+
+
+def test_an_answer_beyond_the_limit_is_generated(monkeypatch):
+    monkeypatch.setattr(f'{__name__}.GREEDY', {' 5' + 97 * '0', ' 5' + 96 * '0'})
+    generator = Scripted({'Question: e?\nAnswer:': [' 5']})
+    for digits, asked in ((96, 0), (97, 1)):
+        example = Example('e?', '5' + digits * '0', {})
+        ask(generator, [TaskSplit(NUMBER, [], [example], 1)])
+        assert len(generator.asked) == asked
 
 
 def test_options_are_taken_by_their_likelihood(asked, monkeypatch, capsys):
