@@ -6,7 +6,7 @@ from typing import Any
 
 from malora_jax import cloud_storage
 from malora_jax.distributed.mesh import use_mesh
-from malora_jax.evaluation import runner
+from malora_jax.evaluation import scores
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
 from malora_jax.training.identity import RunIdentity, flatten_config
@@ -38,24 +38,24 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
         setup = build_setup(run)
         step, variables = _restore(setup, config, workdir) if workdir else (None, None)
         answers = setup.answer_held_out(variables, 'score')
-    by_task = runner.group_by_task(answers)
+    by_task = scores.group_by_task(answers)
     return {
         'step': step,
         'tasks': {
             split.task_name: {
                 'metric': split.task.scoring.metric,
-                'score': runner.mean_score(by_task[split.task_name]),
-                'interval': runner.interval(by_task[split.task_name]),
-                'more': runner.more_scores(by_task[split.task_name]),
-                'loss': runner.mean_loss(by_task[split.task_name]),
+                'score': scores.mean_score(by_task[split.task_name]),
+                'interval': scores.interval(by_task[split.task_name]),
+                'more': scores.more_scores(by_task[split.task_name]),
+                'loss': scores.mean_loss(by_task[split.task_name]),
                 'examples': len(split.held_out),
                 'scoring': setup.scoring_record(split),
             }
             for split in setup.splits
             if split.held_out
         },
-        'average': runner.average({name: runner.mean_score(a) for name, a in by_task.items()}),
-        'average_interval': runner.average_interval(by_task),
+        'average': scores.average({name: scores.mean_score(a) for name, a in by_task.items()}),
+        'average_interval': scores.average_interval(by_task),
     }
 
 

@@ -14,7 +14,7 @@ from malora_jax.adapters import AdapterConfig, load_balancing
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.settings import settings_of
 from malora_jax.distributed import hosts
-from malora_jax.evaluation import runner
+from malora_jax.evaluation import runner, scores
 from malora_jax.training import run_files
 from malora_jax.training.checkpoint import BestCheckpoint
 from malora_jax.training.plan import count_model_parameters
@@ -126,9 +126,9 @@ def write_results(
         'method': run.method,
         'adapter': dataclasses.asdict(settings_of(run.adapter)),
         'tasks': tasks,
-        'average': {key: runner.average({n: t[key] for n, t in tasks.items()}) for key in keys},
+        'average': {key: scores.average({n: t[key] for n, t in tasks.items()}) for key in keys},
         'average_interval': {
-            when: runner.average_interval(runner.group_by_task(answers))
+            when: scores.average_interval(scores.group_by_task(answers))
             for when, answers in (('before', measurements.before), ('after', measurements.after))
         },
         'parameters': count_model_parameters(setup.model),
@@ -234,7 +234,7 @@ def _format_scores(
 
 def _task_results(setup: Setup, measurements: RunMeasurements) -> dict[str, dict[str, Any]]:
     before, after = (
-        runner.group_by_task(answers) for answers in (measurements.before, measurements.after)
+        scores.group_by_task(answers) for answers in (measurements.before, measurements.after)
     )
     results = {}
     for split in setup.splits:
@@ -244,17 +244,17 @@ def _task_results(setup: Setup, measurements: RunMeasurements) -> dict[str, dict
         answer, share = split.majority_baseline()
         results[name] = {
             'metric': split.task.scoring.metric,
-            'before': runner.mean_score(before[name]),
-            'after': runner.mean_score(after[name]),
-            'before_interval': runner.interval(before[name]),
-            'after_interval': runner.interval(after[name]),
-            'more_before': runner.more_scores(before[name]),
-            'more_after': runner.more_scores(after[name]),
+            'before': scores.mean_score(before[name]),
+            'after': scores.mean_score(after[name]),
+            'before_interval': scores.interval(before[name]),
+            'after_interval': scores.interval(after[name]),
+            'more_before': scores.more_scores(before[name]),
+            'more_after': scores.more_scores(after[name]),
             'best_constant': share,
             'best_constant_answer': answer,
             'examples': len(split.held_out),
-            'loss_before': runner.mean_loss(before[name]),
-            'loss_after': runner.mean_loss(after[name]),
+            'loss_before': scores.mean_loss(before[name]),
+            'loss_after': scores.mean_loss(after[name]),
             'scoring': setup.scoring_record(split),
         }
     return results

@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict
 
 from malora_jax import files
 from malora_jax.errors import UserError
-from malora_jax.evaluation.runner import Answer
+from malora_jax.evaluation.scores import Answer
 from malora_jax.schema import AnyNumber, PositiveInt
 
 METRICS_FILE, RESULTS_FILE = 'metrics.jsonl', 'results.json'

@@ -15,10 +15,11 @@ from malora_jax.data import (
     exact_match,
     get_template,
 )
-from malora_jax.evaluation import runner
+from malora_jax.evaluation import runner, scores
 from malora_jax.evaluation.code_execution import CompletionOutcome
 from malora_jax.evaluation.likelihood import Likelihood
-from malora_jax.evaluation.runner import Answer, EvalModel, answer_held_out
+from malora_jax.evaluation.runner import EvalModel, answer_held_out
+from malora_jax.evaluation.scores import Answer
 
 PLAIN = get_template('plain')
 
@@ -258,26 +259,26 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, capsys, templa
 
 def test_means_and_intervals():
     binary = [Answer('t', 'q', 'e', 'a', s, 1.0, 1, {'n': s / 2}) for s in (1.0, 0.0, 1.0, 1.0)]
-    assert runner.mean_score(binary) == 0.75
-    (more,) = runner.more_scores(binary).values()
+    assert scores.mean_score(binary) == 0.75
+    (more,) = scores.more_scores(binary).values()
     assert more['score'] == 0.375
     assert more['interval'][0] < 0.375 < more['interval'][1]
     # Wilson's interval for 3 of 4, by its formula.
     z = 1.959963984540054
     middle = (0.75 + z**2 / 8) / (1 + z**2 / 4)
     half = z * math.sqrt(0.75 * 0.25 / 4 + z**2 / 64) / (1 + z**2 / 4)
-    assert runner.interval(binary) == pytest.approx([middle - half, middle + half])
+    assert scores.interval(binary) == pytest.approx([middle - half, middle + half])
     graded = [Answer('t', 'q', 'e', 'a', s, 1.0, 1) for s in (0.2, 0.4, 0.5, 0.9)]
-    low, high = runner.interval(graded)
+    low, high = scores.interval(graded)
     assert 0.2 <= low < 0.5 < high <= 0.9
-    assert runner.group_by_task([*binary, Answer('u', 'q', 'e', 'a', 1.0, 1.0, 1)]).keys() == {
+    assert scores.group_by_task([*binary, Answer('u', 'q', 'e', 'a', 1.0, 1.0, 1)]).keys() == {
         't',
         'u',
     }
     # The mean is total nats by total tokens, not the mean of 1 and 3.
     uneven = [Answer('t', 'q', 'e', 'a', 1.0, 1.0, 1), Answer('t', 'q', 'e', 'a', 1.0, 9.0, 3)]
-    assert runner.mean_loss(uneven) == 2.5
-    assert runner.average({'a': 0.5, 'b': 0.2}) == pytest.approx(0.35)
+    assert scores.mean_loss(uneven) == 2.5
+    assert scores.average({'a': 0.5, 'b': 0.2}) == pytest.approx(0.35)
 
 
 @pytest.mark.parametrize('kind', Scoring.__subclasses__())

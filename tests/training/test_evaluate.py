@@ -10,7 +10,7 @@ import malora_jax
 from configs import quickstart
 from malora_jax.errors import UserError
 from malora_jax.evaluation import runner
-from malora_jax.evaluation.runner import Answer
+from malora_jax.evaluation.scores import Answer
 from malora_jax.files import read_json_lines
 from malora_jax.training.evaluate import evaluate
 from malora_jax.training.results import format_evaluation, format_table

@@ -22,7 +22,7 @@ from malora_jax import training
 from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.errors import UserError
 from malora_jax.evaluation.likelihood import Likelihood, log_likelihoods
-from malora_jax.evaluation.runner import Answer
+from malora_jax.evaluation.scores import Answer
 from malora_jax.files import read_json_lines
 from malora_jax.models import Decoder
 from malora_jax.training.evaluate import evaluate

@@ -18,7 +18,7 @@ from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.data import Example
 from malora_jax.errors import UserError
 from malora_jax.evaluation import runner
-from malora_jax.evaluation.runner import Answer
+from malora_jax.evaluation.scores import Answer
 from malora_jax.files import read_json_lines
 from malora_jax.models import Decoder
 from malora_jax.models.loading.base_model import load_base

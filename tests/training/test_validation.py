@@ -16,7 +16,7 @@ import pytest
 from malora_jax import training
 from malora_jax.adapters import trees
 from malora_jax.data import encode_example, get_task
-from malora_jax.evaluation.runner import Answer
+from malora_jax.evaluation.scores import Answer
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.models import Decoder
 from malora_jax.training import run_config
