@@ -27,7 +27,11 @@ RANKS = {
 }
 # Learning rates by method, from configs/sweeps/fair_rates.py. A variant of a method, such as
 # 'malora_unshared', has the learning rate of this method.
-LEARNING_RATES: dict[str, float] = {}
+LEARNING_RATES: dict[str, float] = {
+    'asylora': 1e-3,
+    'malora': 2e-3,
+    'hydralora': 2e-3,
+}
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
