@@ -28,6 +28,7 @@ RANKS = {
 # Learning rates by method, from configs/sweeps/fair_rates.py. A variant of a method, such as
 # 'malora_unshared', has the learning rate of this method.
 LEARNING_RATES: dict[str, float] = {
+    'lora': 5e-4,
     'asylora': 1e-3,
     'malora': 2e-3,
     'hydralora': 2e-3,
