@@ -1,7 +1,8 @@
-"""Routing and similarity of the experts in the fair comparison, from reports on its runs.
+"""Routing, similarity of experts and gradients in the fair comparison.
 
-Reports read checkpoints, which are too large to commit. This command keeps the few numbers of a
-report that the page on the fair comparison shows, in `docs/results/fair_why`:
+Gradients are among the recorded metrics. Routing and similarity are from reports, which read
+checkpoints that are too large to commit. This command keeps the few numbers of a report that the
+page on the fair comparison shows, in `docs/results/fair_why`:
 
     python -m experiments.analyze --workdir=runs/fair_methods/malora-seed0
     python -m docs.fair_why runs/fair_methods/malora-seed0/analysis/analysis.json
@@ -10,11 +11,14 @@ report that the page on the fair comparison shows, in `docs/results/fair_why`:
 import argparse
 import json
 import pathlib
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from configs.sweeps import fair_rates
+from docs import tables_fair
 from docs.records import RESULTS
 from malora_jax import files, markdown
 from malora_jax.analysis.expert_similarity import SIDES
@@ -112,6 +116,42 @@ def similarity_table() -> str:
         texts = ['–' if number is None else f'{number:.3f}' for number in numbers]
         rows.append((f'`{name.rpartition("-seed")[0]}`', *texts))
     return markdown.table(rows)
+
+
+def gradients_table() -> str:
+    """Return the table of gradient norms by parameter, in the first and in the last steps."""
+    known = tables_fair.groups('fair_methods')
+    if not known:
+        return tables_fair.NO_RUNS
+    prefix = 'gradient_norm/'
+    names = [
+        key.removeprefix(prefix)
+        for group in known.values()
+        for key in group.runs[0].records[0]
+        if key.startswith(prefix)
+    ]
+    names = list(dict.fromkeys(names))
+    rows = [['row', *names]]
+    for row in fair_rates.METHODS:
+        if row in known:
+            found = known[row].runs[0].records
+            rows.append([f'`{row}`', *(_norms(found, prefix + name) for name in names)])
+    return markdown.table(rows)
+
+
+def _norms(records: Sequence[Mapping[str, float]], name: str) -> str:
+    """Return the median norms in the first and in the last tenth of the steps."""
+    norms = [record[name] for record in records if name in record]
+    tenth = len(norms) // 10
+    ends = (norms[:tenth], norms[-tenth:])
+    return ' → '.join(f'{statistics.median(end):.2g}' for end in ends) if norms else '–'
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    'fair routing': routing_table,
+    'fair similarity': similarity_table,
+    'fair gradients': gradients_table,
+}
 
 
 if __name__ == '__main__':

@@ -6,9 +6,9 @@ the runs that are recorded.
 
 import functools
 import pathlib
-import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from configs import fair_comparison, fair_real_tasks
 from configs.sweeps import (
@@ -18,7 +18,6 @@ from configs.sweeps import (
     fair_task_counts,
 )
 from configs.sweeps import fair_real_tasks as fair_real_sweep
-from docs import fair_why
 from docs.records import RESULTS
 from malora_jax import markdown
 from malora_jax.analysis import cells
@@ -187,35 +186,6 @@ def tasks_table() -> str:
     return markdown.table(rows)
 
 
-def gradients_table() -> str:
-    """Return the table of gradient norms by parameter, in the first and in the last steps."""
-    known = groups('fair_methods')
-    if not known:
-        return NO_RUNS
-    prefix = 'gradient_norm/'
-    names = [
-        key.removeprefix(prefix)
-        for group in known.values()
-        for key in group.runs[0].records[0]
-        if key.startswith(prefix)
-    ]
-    names = list(dict.fromkeys(names))
-    rows = [['row', *names]]
-    for row in fair_rates.METHODS:
-        if row in known:
-            found = known[row].runs[0].records
-            rows.append([f'`{row}`', *(_norms(found, prefix + name) for name in names)])
-    return markdown.table(rows)
-
-
-def _norms(records: Sequence[Mapping[str, float]], name: str) -> str:
-    """Return the median norms in the first and in the last tenth of the steps."""
-    norms = [record[name] for record in records if name in record]
-    tenth = len(norms) // 10
-    ends = (norms[:tenth], norms[-tenth:])
-    return ' → '.join(f'{statistics.median(end):.2g}' for end in ends) if norms else '–'
-
-
 # Number of seeds that a verdict needs.
 MIN_SEEDS = 3
 # Mixtures of study B, with their names in tables.
@@ -360,11 +330,30 @@ PARTS: dict[str, Callable[[], str]] = {
     ),
     'fair tasks': tasks_table,
     'fair hypotheses': hypotheses,
-    'fair routing': fair_why.routing_table,
-    'fair similarity': fair_why.similarity_table,
-    'fair gradients': gradients_table,
     'fair task counts': task_counts_table,
     'fair single tasks': single_tasks_table,
     'fair real rates': functools.partial(rates_table, 'fair_real_rates'),
     'fair real tasks': real_tasks_table,
 }
+
+
+def values() -> dict[str, Any]:
+    """Return the numbers of study A and of the screening that texts name.
+
+    The keys are `rates`, the chosen learning rates by method; and by row `loss`, `score` (in
+    percent), `seeds`, and `minus`, the difference of the losses from that of LoRA.
+    """
+    known = groups('fair_methods')
+    rows: dict[str, Any] = {'rates': chosen_rates('fair_rates')}
+    for name, group in known.items():
+        change = _minus(group, known.get('lora'))
+        rows[name] = {
+            'loss': group.mean_over_seeds('loss'),
+            'score': 100 * group.mean_over_seeds('score'),
+            'seeds': len(group.by_seed('loss')),
+            'minus': {'mean': change.mean, **change.interval._asdict()} if change else None,
+        }
+    return rows
+
+
+VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {'fair': values}

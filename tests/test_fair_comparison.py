@@ -191,7 +191,7 @@ def test_gradients_in_the_first_and_last_steps(archive):
     run = tables_fair.groups('fair_methods')['lora'].runs[0]
     records = [{'gradient_norm/up': norm} for norm in (8, 4, *[1] * 16, 0.5, 0.25)]
     run.__dict__['records'] = records
-    (row,) = [*cells(tables_fair.gradients_table()).values()][1:]
+    (row,) = [*cells(fair_why.gradients_table()).values()][1:]
     assert row == ['6 → 0.38']
 
 
@@ -233,11 +233,20 @@ def test_an_empty_archive_says_so(figures):
     for name in pictures_fair.PICTURES:
         draw(name)
         assert figures[name] == []
-    for name in (
-        'fair methods',
-        'fair rates',
-        'fair gradients',
-        'fair task counts',
-        'fair real tasks',
-    ):
+    for name in ('fair methods', 'fair rates', 'fair task counts', 'fair real tasks'):
         assert tables_fair.PARTS[name]() == tables_fair.NO_RUNS
+    assert fair_why.gradients_table() == tables_fair.NO_RUNS
+
+
+def test_numbers_that_texts_name(archive):
+    rates = {0.001: 3, 0.002: 1, 0.004: 2}
+    record(
+        archive,
+        'fair_rates',
+        {f'lora-learning_rate{rate}-seed0': loss for rate, loss in rates.items()},
+    )
+    record(archive, 'fair_methods', {'lora-seed0': 1.0, 'malora-seed0': 0.9})
+    found = tables_fair.values()
+    assert found['rates'] == {'lora': 0.002}
+    assert found['malora']['minus']['mean'] == pytest.approx(-0.1)
+    assert (found['lora']['seeds'], found['lora']['minus']) == (1, None)
