@@ -71,7 +71,7 @@ def groups(study: str) -> dict[str, SeedGroup]:
 
 def progress() -> str:
     """Return the table of how many runs of each study are recorded, with tokens and hours."""
-    rows = [('study', 'runs', 'recorded', 'tokens, million', 'hours of training')]
+    rows = [('study', 'runs', 'recorded', 'tokens, million', 'hours of training', 'JAX')]
     for study, sweep in STUDIES.items():
         runs = recorded_runs(study).values()
         results = [run.results for run in runs]
@@ -82,6 +82,7 @@ def progress() -> str:
                 f'{len(results)}',
                 f'{sum(each["tokens"] for each in results) / 1e6:.2f}',
                 f'{sum(each["train_time_s"] for each in results) / 3600:.1f}',
+                ', '.join(sorted({each['versions']['jax'] for each in results})) or '–',
             )
         )
     return markdown.table(rows)
@@ -340,11 +341,16 @@ PARTS: dict[str, Callable[[], str]] = {
 def values() -> dict[str, Any]:
     """Return the numbers of study A and of the screening that texts name.
 
-    The keys are `rates`, the chosen learning rates by method; and by row `loss`, `score` (in
-    percent), `seeds`, and `minus`, the difference of the losses from that of LoRA.
+    The keys are `rates`, the chosen learning rates by method; `screened`, the lowest validation
+    losses of the screening by method; and by row `loss`, `score` (in percent), `seeds`, and
+    `minus`, the difference of the losses from that of LoRA.
     """
     known = groups('fair_methods')
-    rows: dict[str, Any] = {'rates': chosen_rates('fair_rates')}
+    screened = validation_losses('fair_rates')
+    rows: dict[str, Any] = {
+        'rates': chosen_rates('fair_rates'),
+        'screened': {method: min(losses.values()) for method, losses in screened.items()},
+    }
     for name, group in known.items():
         change = _minus(group, known.get('lora'))
         rows[name] = {

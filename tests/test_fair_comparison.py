@@ -247,6 +247,6 @@ def test_numbers_that_texts_name(archive):
     )
     record(archive, 'fair_methods', {'lora-seed0': 1.0, 'malora-seed0': 0.9})
     found = tables_fair.values()
-    assert found['rates'] == {'lora': 0.002}
+    assert found['rates'] == {'lora': 0.002} and found['screened'] == {'lora': 1}
     assert found['malora']['minus']['mean'] == pytest.approx(-0.1)
     assert (found['lora']['seeds'], found['lora']['minus']) == (1, None)
