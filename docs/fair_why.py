@@ -4,7 +4,7 @@ Gradients are among the recorded metrics. Routing and similarity are from report
 checkpoints that are too large to commit. This command keeps the few numbers of a report that the
 page on the fair comparison shows, in `docs/results/fair_why`:
 
-    python -m experiments.analyze --workdir=runs/fair_methods/malora-seed0
+    python -m experiments.analyze --workdir=runs/fair_methods/malora-seed0 --questions=16
     python -m docs.fair_why runs/fair_methods/malora-seed0/analysis/analysis.json
 """
 
