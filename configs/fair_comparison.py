@@ -29,9 +29,11 @@ RANKS = {
 # 'malora_unshared', has the learning rate of this method.
 LEARNING_RATES: dict[str, float] = {
     'lora': 5e-4,
-    'asylora': 1e-3,
+    'molora': 2e-3,
     'malora': 2e-3,
     'hydralora': 2e-3,
+    'asylora': 1e-3,
+    'dora': 5e-4,
 }
 
 
