@@ -17,6 +17,7 @@ from malora_jax.adapters.dropout import drop_input
 from malora_jax.adapters.low_rank import AfterDropout, ProjectedInput, project_input
 from malora_jax.adapters.structures import DoRA
 from malora_jax.distributed import sharding
+from malora_jax.models import base_matmul
 from malora_jax.models import quantize as quantize_lib
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.context import Context
@@ -133,7 +134,7 @@ class AdaptedLinear(nn.Module):
         if isinstance(kernel, quantize_lib.QuantizedKernel):
             y_NF = quantize_lib.quantized_matmul(x_ND, kernel)
         else:
-            y_NF = x_ND @ kernel.astype(x_ND.dtype)
+            y_NF = base_matmul.matmul(x_ND, kernel.astype(x_ND.dtype))
         if projected is not None:
             y_NF += self.experts.update(projected, leaves, groups_NG, scale, num_experts, train)
         if banked is not None:
