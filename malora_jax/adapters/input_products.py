@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from malora_jax import compiler
 from malora_jax.adapters import products
 from malora_jax.distributed import sharding
 
@@ -107,9 +108,7 @@ def _narrow_factor_first(product_QD: jax.Array) -> jax.Array:
     On CPUs, XLA computes the product of a transposed wide input with a narrow gradient up to 16
     times slower than the reverse product. The barrier keeps XLA from swapping the factors.
     """
-    return jax.lax.platform_dependent(
-        product_QD, cpu=jax.lax.optimization_barrier, default=lambda product_QD: product_QD
-    )
+    return compiler.barrier_on_cpu(product_QD)
 
 
 def _transposed_narrow_first(gradient_DQ: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from malora_jax import compiler
 from malora_jax.models.config import Llama3Scaling
 
 # `attend` splits the queries into at most _MAX_BLOCKS blocks, whose size is a multiple of _BLOCK.
@@ -43,21 +44,13 @@ def apply_rope(
         frequency_C = scale_frequencies(frequency_C, scaling)
     angle_BT1C = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_C[None, None, None]
     cos, sin = jnp.cos(angle_BT1C), jnp.sin(angle_BT1C)
-    first, second = jnp.split(_unfused(x_BTHC).astype(jnp.float32), 2, axis=-1)
+    # XLA's CPU compiler contracts one of two products below and their sum to an operation that
+    # rounds once. Without the barrier, the choice depends on what is fused with them, and then an
+    # adapter whose update is zero would change the last bits of the outputs.
+    x32_BTHC = compiler.barrier_on_cpu(x_BTHC).astype(jnp.float32)
+    first, second = jnp.split(x32_BTHC, 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTHC.dtype)
-
-
-def _unfused(x_BTHC: jax.Array) -> jax.Array:
-    """Return x, which is not fused with the operations before it on CPUs.
-
-    XLA's CPU compiler contracts either product of a rotation with the sum to one operation of one
-    rounding. Which one depends on the operations that it fuses with the rotation, so without the
-    barrier an adapter whose update is zero would change the last bits of the outputs.
-    """
-    return jax.lax.platform_dependent(
-        x_BTHC, cpu=jax.lax.optimization_barrier, default=lambda x_BTHC: x_BTHC
-    )
 
 
 def scale_frequencies(frequency_C: jax.Array, scaling: Llama3Scaling) -> jax.Array:
