@@ -78,6 +78,8 @@ def answer_held_out(
     with hosts.progress_bar(description, questions, 'question') as bar:
         for split in scored:
             advance = functools.partial(bar.advance, facts=[split.task_name])
+            if answers:  # Before the first task, the bar shows that JAX compiles.
+                advance(0)
             answers += _answer_task(split.task.scoring, eval_model, split, advance)
         bar.update(questions)
     return answers
