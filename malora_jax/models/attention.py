@@ -166,7 +166,10 @@ def _blocks(length: int) -> list[tuple[slice, slice]]:
 
 def _scores(q_BKGTC, k_BKTC, segments_BT, queries: slice, keys: slice) -> jax.Array:
     """Return the float32 attention scores of one block, `_MASK_VALUE` where a key is masked."""
-    scores_BKGIJ = _product('BKGIC,BKJC->BKGIJ', q_BKGTC[..., queries, :], k_BKTC[:, :, keys])
+    # On CPUs, XLA would choose the layout of the keys by what else reads them. Another layout has
+    # other rounding errors, and the backward pass, which computes the scores again, needs the same.
+    q_BKGIC, k_BKJC = map(compiler.barrier_on_cpu, (q_BKGTC[..., queries, :], k_BKTC[:, :, keys]))
+    scores_BKGIJ = _product('BKGIC,BKJC->BKGIJ', q_BKGIC, k_BKJC)
     mask_BIJ = attention_mask(
         jnp.arange(queries.start, queries.stop), segments_BT[:, queries], segments_BT[:, keys]
     )
