@@ -74,7 +74,7 @@ def answer_held_out(
     """
     scored = [split for split in splits if split.held_out]
     questions = sum(len(split.held_out) for split in scored)
-    answers = []
+    answers: list[Answer] = []
     with hosts.progress_bar(description, questions, 'question') as bar:
         for split in scored:
             advance = functools.partial(bar.advance, facts=[split.task_name])
