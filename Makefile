@@ -8,10 +8,11 @@ WORKDIR ?= runs/quickstart
 # More arguments for the run, such as ARGS='--config.training.steps=20'.
 ARGS ?=
 
-# Each file is run by one process. setup.cfg lists the markers.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Each file is run by one process. Three processes keep two cores busy, because tests also wait: for
+# signals, for a server, or for commands that start. setup.cfg lists the markers.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
 
-.PHONY: setup train test test-runs test-devices test-tpu test-gpu-plan test-fuzz test-export test-vllm test-nnx test-release test-colab docs lint format clean
+.PHONY: setup train test test-runs test-quickstart test-devices test-tpu test-gpu-plan test-fuzz test-export test-vllm test-nnx test-release test-colab docs lint format clean
 
 setup: $(VENV)/ready
 
@@ -34,10 +35,13 @@ test: setup
 	$(PYTEST) -m 'not (slow or devices or tpu or gpu or vllm or nnx or fuzz or release or colab)'
 
 # In the order of tests/conftest.py, the longest first, not that of the numbers of tests. Includes
-# the tests with several devices, which alone would keep only one core busy. Three processes,
-# because these tests often wait: for signals, for a server, or for commands that start.
+# the tests with several devices, which alone would keep only one core busy.
 test-runs: setup
-	$(PYTEST) -n 3 --no-loadscope-reorder -m 'slow or devices'
+	$(PYTEST) --no-loadscope-reorder -m 'slow or devices'
+
+# The real main job at full size for a few steps, killed and resumed.
+test-quickstart: setup
+	MAKEFLAGS= bash .ci/quickstart
 
 test-devices: setup
 	$(PYTEST) -m devices

@@ -7,7 +7,6 @@ import tempfile
 import jax
 import pytest
 from absl import flags
-from jax.experimental.compilation_cache import compilation_cache
 
 # Make accidental broadcasting across ranks an error. Tests read flags without parsing them.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -15,12 +14,14 @@ flags.FLAGS.mark_as_parsed()
 # A shell starts background jobs with SIGINT ignored, and the child processes of tests would inherit
 # that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Commands that tests run share one compilation cache, and use no other. The processes of xdist
-# inherit its directory from the process that starts them, but use it only in `compile_once`.
+# Tests and the commands that they run share one compilation cache, and use no other. The processes
+# of xdist inherit its directory from the process that starts them.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     _compiled = tempfile.TemporaryDirectory()
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
-jax.config.update('jax_compilation_cache_dir', None)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 # Tests and their commands run on the CPU, unless JAX_PLATFORMS says otherwise. JAX would also leave
 # out the compiler for GPUs, which lies beside it, where there is no GPU.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -32,7 +33,6 @@ QUICK_FLAGS = '--xla_cpu_use_fusion_emitters=false' if jax.__version_info__ < (0
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XLA_FLAGS', QUICK_FLAGS, prepend=' ')
     jax.devices()
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -80,24 +80,11 @@ def compile_quickly():
 
 @pytest.fixture(scope='module')
 def commands_compile_quickly():
-    """Set the environment variables with which commands disable most compiler optimizations."""
+    """Set the environment variables with which commands disable most compiler optimizations.
+
+    Together with `compile_quickly`, runs of commands and of tests are the same bit by bit.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
         patch.setenv('XLA_FLAGS', QUICK_FLAGS, prepend=' ')
         yield
-
-
-@pytest.fixture(scope='module')
-def compile_once():
-    """Cache compiled programs on disk, for tests that train the same small run several times.
-
-    Commands of these tests compile with the same flags, so that their runs are the same bit by bit.
-    """
-    jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    compilation_cache.reset_cache()  # Else the first compilation fixes its settings.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('XLA_FLAGS', QUICK_FLAGS, prepend=' ')
-        yield
-    jax.config.update('jax_compilation_cache_dir', None)
-    compilation_cache.reset_cache()

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from malora_jax.benchmark.timed_steps import (
 from malora_jax.models import Decoder
 from malora_jax.training import run_config
 from malora_jax.training.step import losses
-from tests.helpers.paths import ROOT
+from tests.helpers.fork_server import run_module
 
 pytestmark = [
     pytest.mark.slow(start_first=True),
@@ -258,13 +257,7 @@ def test_growth_by_hand():
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, '-m', 'experiments.benchmark', *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_module('experiments.benchmark', *arguments, timeout=300)
 
 
 def test_the_command_prints_and_writes(tmp_path):

@@ -2,19 +2,12 @@
 
 import pathlib
 import subprocess
-import sys
 
-from tests.helpers.paths import ROOT
+from tests.helpers.fork_server import run_module
 
 
 def run(command: str, *arguments: str, timeout: int = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, '-m', f'experiments.{command}', *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    return run_module(f'experiments.{command}', *arguments, timeout=timeout)
 
 
 def run_with_mistake(command: str, *arguments: str) -> str:

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from malora_jax.training.results import format_evaluation, format_table
-from tests.experiments.helpers import ROOT, run, run_with_mistake, small_run_arguments
+from tests.experiments.helpers import run, run_with_mistake, small_run_arguments
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow(start_first=True)

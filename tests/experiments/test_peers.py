@@ -4,8 +4,6 @@ The last part needs the peers' packages (experiments/peers/README.md), and is sk
 """
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,20 +17,15 @@ from experiments.peers.report import summarize_kind, tables
 from experiments.peers.systems import PAIRS
 from malora_jax.errors import UserError
 from malora_jax.models import preset
-from tests.helpers.paths import ROOT
+from tests.helpers.fork_server import run_module
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow(start_first=True)
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, '-m', 'experiments.peers', '--config=configs/quickstart.py', *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    config = '--config=configs/quickstart.py'
+    return run_module('experiments.peers', config, *arguments, timeout=300)
 
 
 # Two rows with the examples 1 2 3 4, 5 6 7 and 8 9; the last token of each is only predicted.

@@ -3,11 +3,9 @@
 import hashlib
 import http.server
 import json
-import os
 import pathlib
 import re
 import subprocess
-import sys
 import threading
 import urllib.parse
 from typing import ClassVar
@@ -19,7 +17,7 @@ import pytest
 from configs import intra_domain_small
 from malora_jax.errors import UserError
 from malora_jax.training.prepare import prepare_datasets
-from tests.helpers.paths import ROOT
+from tests.helpers.fork_server import run_module
 
 pytestmark = pytest.mark.slow(start_first=True)
 
@@ -46,16 +44,12 @@ def sources(tmp_path) -> list[str]:
 def run(
     directory: pathlib.Path, *overrides: str, **environment: str
 ) -> subprocess.CompletedProcess:
-    command = [sys.executable, '-m', 'experiments.prepare']
     config = '--config=configs/intra_domain_small.py:malora,task=piqa'
-    return subprocess.run(
-        [*command, config, f'--config.data.directory={directory}', *overrides],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    return run_module(
+        *('experiments.prepare', config, f'--config.data.directory={directory}', *overrides),
         timeout=120,
         # Another test may have set this variable in this process.
-        env={**os.environ, 'HF_HUB_OFFLINE': '0', **environment},
+        **{'HF_HUB_OFFLINE': '0', **environment},
     )
 
 

@@ -2,14 +2,12 @@
 
 import http.server
 import json
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.fork_server import run_module
 
 
 @pytest.fixture
@@ -36,12 +34,7 @@ def address():
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, '-m', 'experiments.peers.serving', *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    return run_module('experiments.peers.serving', *arguments)
 
 
 def test_tokens_per_second_by_number_of_clients(address, tmp_path):

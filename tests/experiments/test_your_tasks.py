@@ -5,7 +5,6 @@ import json
 import pathlib
 import re
 import subprocess
-import sys
 
 import pyarrow
 import pyarrow.parquet
@@ -15,12 +14,13 @@ from malora_jax.errors import UserError
 from malora_jax.training import train
 from malora_jax.training.config_format import read_config
 from malora_jax.training.evaluate import evaluate
+from tests.helpers.fork_server import run_module
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow(start_first=True)
 
-COMMAND = [sys.executable, '-m', 'experiments.train', '--config=configs/your_tasks.py:malora']
+COMMAND = ('experiments.train', '--config=configs/your_tasks.py:malora')
 SMALL = [
     *('--config.model.name=tiny', '--config.adapter.rank=2', '--config.adapter.shared_rank=4'),
     *('--config.data.held_out=4', '--config.data.validation=2', '--config.data.batch_size=1'),
@@ -30,9 +30,7 @@ SMALL = [
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    return run_module(*COMMAND, *arguments, timeout=300)
 
 
 @pytest.fixture(scope='module')

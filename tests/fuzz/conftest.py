@@ -6,11 +6,14 @@ continues for a given time instead, and another seed makes other attempts:
     python -m pytest tests/fuzz/test_files.py --fuzz-minutes=30 --fuzz-seed=7
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.helpers.fork_server import ForkServer
 
 
 def pytest_addoption(parser):
@@ -45,6 +48,15 @@ def attempts(request) -> Callable[[int], Iterator[random.Random]]:
             yield random.Random(f'{seed} {name} {made}')
 
     return generate
+
+
+@pytest.fixture(scope='module')
+def server():
+    """Process that runs commands with limits, without keys or network."""
+    kept = {name: value for name, value in os.environ.items() if not name.endswith('_KEY')}
+    threads = {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
+    with ForkServer(kept | threads | {'JAX_PLATFORMS': 'cpu', 'HF_HUB_OFFLINE': '1'}) as running:
+        yield running
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -1,7 +1,9 @@
-"""Readers for each kind of file, called by `fork_server`."""
+"""Readers for each kind of file, also as commands: `python -m tests.fuzz.readers KIND PATH`."""
 
 import pathlib
+import sys
 
+from experiments import cli
 from malora_jax import data
 from malora_jax.analysis.report import write_report
 from malora_jax.data.file_tasks import FileTask
@@ -61,3 +63,8 @@ READERS = {
     'adapter': open_adapter,
     'peft': lambda path: read_peft(path, preset('tiny')),
 }
+
+
+if __name__ == '__main__':
+    kind, path = sys.argv[1:]
+    cli.call_and_exit(lambda: READERS[kind](pathlib.Path(path)))

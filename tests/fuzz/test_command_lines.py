@@ -11,7 +11,8 @@ import shutil
 
 import pytest
 
-from tests.fuzz.fork_server import ROOT, TOO_LONG, ForkServer
+from tests.helpers.fork_server import TOO_LONG
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.fuzz
 
@@ -89,12 +90,6 @@ FIELDS = (
 )
 
 
-@pytest.fixture(scope='module')
-def server():
-    with ForkServer() as running:
-        yield running
-
-
 def command_line(rng: random.Random) -> list[str]:
     """Return a command with one to three random errors."""
     if rng.random() < 0.3:
@@ -142,8 +137,9 @@ def test_command_lines(server, attempts, tmp_path):
         (work / 'rows.tsv').write_text('a\tb\tc\n')
         os.mkfifo(work / 'pipe.jsonl')
         before, command = listing(work), command_line(rng)
-        found = server.run(directory=str(work), command=command)
-        status, told = found['status'], found['stderr']
+        name, *arguments = command
+        found = server.run(f'experiments.{name}', *arguments, directory=work, limited=True)
+        status, told = found.returncode, found.stderr
         why = ([argument[:200] for argument in command], status, told[-2000:])
         assert status in (0, 1, 2), why
         assert 'Traceback' not in told and TOO_LONG not in told, why

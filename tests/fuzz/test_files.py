@@ -18,13 +18,14 @@ from malora_jax.training.goodput import GoodputRecorder
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm import cache
 from malora_jax.ultralink.llm.chat import Reply
-from tests.fuzz.fork_server import TOO_LONG, ForkServer
 from tests.fuzz.mutations import damage
+from tests.helpers.fork_server import TOO_LONG
 from tests.helpers.tiny_gguf import CHAT_TEMPLATE, write_tiny_gguf
 
 pytestmark = pytest.mark.fuzz
 
 QUESTIONS = 20
+READERS = 'tests.fuzz.readers'
 
 
 def write_base(path: pathlib.Path) -> None:
@@ -162,12 +163,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope='module')
-def server():
-    with ForkServer() as running:
-        yield running
-
-
 @pytest.mark.parametrize('kind', KINDS)
 def test_damaged_files(kind, server, attempts, tmp_path):
     write, reader, name, count = KINDS[kind]
@@ -175,8 +170,8 @@ def test_damaged_files(kind, server, attempts, tmp_path):
     whole.mkdir()
     write(whole)
     if name:
-        found = server.run(directory=str(whole), reader=reader, path=str(whole / name))
-        assert found['status'] == 0, found
+        found = server.run(READERS, reader, str(whole / name), directory=whole, limited=True)
+        assert found.returncode == 0, found
     for rng in attempts(count):
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(whole, work, ignore=shutil.ignore_patterns('comparison'))
@@ -184,10 +179,10 @@ def test_damaged_files(kind, server, attempts, tmp_path):
         path = rng.choice(there)
         told = damage(rng, path)
         given = work / name if name else path
-        found = server.run(directory=str(work), reader=reader, path=str(given))
-        why = (told, found['stderr'][-700:], found['status'])
-        assert found['status'] in (0, 1, 2), why
-        assert TOO_LONG not in found['stderr'], why
-        if found['status']:
-            [line] = found['stderr'].splitlines()
+        found = server.run(READERS, reader, str(given), directory=work, limited=True)
+        why = (told, found.stderr[-700:], found.returncode)
+        assert found.returncode in (0, 1, 2), why
+        assert 'Traceback' not in found.stderr and TOO_LONG not in found.stderr, why
+        if found.returncode:
+            [line] = found.stderr.splitlines()
             assert path.name in line or str(given) in line or 'chat template' in line, why

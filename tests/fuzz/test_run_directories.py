@@ -21,7 +21,7 @@ RECORDS = ('config.json', 'base.json', 'data.json')
 
 
 @pytest.fixture(scope='module')
-def runs(compile_once, tmp_path_factory):
+def runs(compile_quickly, tmp_path_factory):
     """Settings and finished directory of two runs on a data file, by name."""
     folder = tmp_path_factory.mktemp('runs')
     write_tiny_gguf(folder / 'tiny.gguf')

@@ -24,6 +24,8 @@ from tests.helpers.models import (
     unpack_batch,
 )
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 # Two examples and padding in the first row, three examples and no padding in the second.
 LENGTH = 24
 BATCH = packed_batch([(10, 9), (7, 8, 9)], LENGTH)

@@ -14,7 +14,10 @@ from tests.helpers.metric_records import without_times
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import toy_run_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures('compile_quickly', 'commands_compile_quickly'),
+]
 
 
 def records(workdir):

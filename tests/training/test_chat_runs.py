@@ -11,7 +11,7 @@ from malora_jax.data.templates import get_template
 from malora_jax.files import read_json_lines
 from malora_jax.inference import load
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 # Short questions and answers, which a tiny model memorizes.
 CHATS = {

@@ -28,7 +28,10 @@ from tests.helpers.runs import STEPS, toy_run_config
 from tests.helpers.steps import ADAMW, assert_close, make_hyperparameters, new_state
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures('compile_quickly', 'commands_compile_quickly'),
+]
 
 
 @pytest.fixture

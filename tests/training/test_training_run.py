@@ -34,7 +34,10 @@ from tests.helpers.runs import SCORERS, STEPS, TASKS, toy_run_config
 from tests.helpers.terminal import terminal
 from tests.training.helpers import read_scalars
 
-pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
+pytestmark = [
+    pytest.mark.slow(start_first=True),
+    pytest.mark.usefixtures('compile_quickly', 'commands_compile_quickly'),
+]
 RECORD_KEYS = {
     *('step', 'loss', 'balance_loss', 'learning_rate', 'gradient_norm', 'tokens_per_second'),
     *('tokens', 'total_tokens', 'train_time_s', 'effective_experts', 'max_expert_share'),

@@ -30,7 +30,10 @@ from tests.helpers.models import logits_of
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import TASKS, toy_run_config
 
-pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
+pytestmark = [
+    pytest.mark.slow(start_first=True),
+    pytest.mark.usefixtures('compile_quickly', 'commands_compile_quickly'),
+]
 CHANGES = dict(
     data__validation=5,
     # The learning rate rises until the last step. Once it is above 1 / weight_decay, each step

@@ -1,15 +1,12 @@
 """Helpers for the tests of UltraLink."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from malora_jax.ultralink.llm.chat import ModelRequest, Reply
-from tests.helpers.paths import ROOT
+from tests.helpers.fork_server import run_module
 
 
 class WordCounter:
@@ -43,13 +40,10 @@ class FakeModel:
 
 def run(*arguments, **environment):
     """Run `experiments.ultralink` in a separate process."""
-    return subprocess.run(
-        [sys.executable, '-m', 'experiments.ultralink', *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, 'OPENAI_API_KEY': 'sk-secret', **environment},
-        capture_output=True,
-        text=True,
+    return run_module(
+        *('experiments.ultralink', *map(str, arguments)),
         timeout=300,
+        **{'OPENAI_API_KEY': 'sk-secret', **environment},
     )
 
 
