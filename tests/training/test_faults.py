@@ -30,7 +30,7 @@ from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures('compile_quickly', 'commands_compile_quickly'),
+    pytest.mark.usefixtures('commands_compile_alike'),
 ]
 
 
