@@ -7,6 +7,7 @@ the fork, so that there are no threads whose locks could block a child.
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -38,7 +39,7 @@ class ForkServer:
     """
 
     def __init__(self, environment: Mapping[str, str]):
-        self.environment = dict(environment)
+        self._environment = {**environment, 'PYTHONPATH': str(ROOT)}
 
     def __enter__(self) -> 'ForkServer':
         self._process = subprocess.Popen(
@@ -47,7 +48,7 @@ class ForkServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=self.environment | {'PYTHONPATH': str(ROOT)},
+            env=self._environment,
         )
         return self
 
@@ -87,15 +88,12 @@ class ForkServer:
         return subprocess.CompletedProcess([module, *arguments], status, out, err)
 
 
-_running: list[ForkServer] = []
-
-
 def run_module(
     module: str, *arguments: str, timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a module as `python -m` does in the project's root.
+    """Run a module as `python -m` does, in the project's root.
 
-    One process serves all calls with equal environment variables; other variables start it anew.
+    One process serves consecutive calls with equal environment variables.
 
     Args:
         module: Name of the module.
@@ -103,18 +101,21 @@ def run_module(
         timeout: Seconds after which the command is killed.
         **environment: Further environment variables.
     """
-    wanted = {**os.environ, **environment}
-    wanted.pop('PYTEST_CURRENT_TEST', None)
-    if not _running or _running[0].environment != wanted:
-        _stop()
-        _running.append(ForkServer(wanted).__enter__())
-    return _running[0].run(module, *arguments, timeout=timeout)
+    variables = {**os.environ, **environment}
+    variables.pop('PYTEST_CURRENT_TEST', None)
+    server = _server_with(tuple(sorted(variables.items())))
+    return server.run(module, *arguments, timeout=timeout)
 
 
-@atexit.register
-def _stop() -> None:
-    if _running:
-        _running.pop().__exit__()
+_running = contextlib.ExitStack()
+atexit.register(_running.close)
+
+
+@functools.lru_cache(maxsize=1)
+def _server_with(variables: tuple[tuple[str, str], ...]) -> ForkServer:
+    """Start a server, and end the one before it."""
+    _running.close()
+    return _running.enter_context(ForkServer(dict(variables)))
 
 
 def _serve() -> None:
