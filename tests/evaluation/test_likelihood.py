@@ -1,7 +1,9 @@
 """Log-likelihoods of continuations, as perplexity needs them, against a float64 reference."""
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +24,14 @@ from tests.helpers.reference_decoder import ReferenceDecoder, choice_scores, rou
 MODELS = {
     name: tiny_model(small_method(name) if name != 'base' else None) for name in ('base', 'malora')
 }
-VARIABLES = {name: random_variables(model, seed=2) for name, model in MODELS.items()}
 
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
+
+
+@functools.cache
+def variables_of(name: str) -> dict[str, Any]:
+    return random_variables(MODELS[name], seed=2)
 
 
 def tokens(rng: np.random.Generator, count: int) -> list[int]:
@@ -46,14 +52,14 @@ REQUESTS += [(REQUESTS[4][0], REQUESTS[4][1][:2]), REQUESTS[0]]
 
 
 def scores(requests, name='malora', *, batch_size=4, bucket=32) -> list[Likelihood]:
-    model, variables = MODELS[name], VARIABLES[name]
+    model, variables = MODELS[name], variables_of(name)
     return log_likelihoods(model, variables, requests, batch_size=batch_size, pad_multiple=bucket)
 
 
 def reference_logits(name: str, text: list[int]) -> np.ndarray:
     """Return float64 logits (T, V); rounding must not change the routing of this text."""
     model, one = MODELS[name], np.ones((1, len(text)), int)
-    reference = ReferenceDecoder(model.config, VARIABLES[name], model.adapter)
+    reference = ReferenceDecoder(model.config, variables_of(name), model.adapter)
     outputs = reference(np.array([text]), np.arange(len(text))[None], one)
     if model.adapter is not None:
         assert routing_margin(choice_scores(outputs, one), model.adapter.router) > 1e-5
@@ -191,7 +197,7 @@ def test_no_requests_no_scores():
 
 
 def test_progress_is_told_after_each_batch(computed):
-    model, variables = MODELS['base'], VARIABLES['base']
+    model, variables = MODELS['base'], variables_of('base')
     counts = []
     log_likelihoods(
         model, variables, REQUESTS, batch_size=4, pad_multiple=32, advance=counts.append
@@ -203,7 +209,7 @@ SHORT = tiny_model(context=16)
 
 
 def short_scores(*requests) -> list[Likelihood]:
-    return log_likelihoods(SHORT, VARIABLES['base'], requests, batch_size=2, pad_multiple=8)
+    return log_likelihoods(SHORT, variables_of('base'), requests, batch_size=2, pad_multiple=8)
 
 
 def test_the_context_of_what_is_too_long_loses_its_beginning():
@@ -260,7 +266,7 @@ def test_rolling_log_likelihoods():
     rng = np.random.default_rng(5)
     texts = [tokens(rng, 40), tokens(rng, 7), []]
     found = rolling_log_likelihoods(
-        SHORT, VARIABLES['base'], texts, prefix_id=2, batch_size=2, pad_multiple=8
+        SHORT, variables_of('base'), texts, prefix_id=2, batch_size=2, pad_multiple=8
     )
     first, second, third = [
         reference_score('base', context, continuation)

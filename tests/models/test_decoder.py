@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,12 +31,16 @@ pytestmark = pytest.mark.usefixtures('compile_quickly')
 LENGTH = 24
 BATCH = packed_batch([(10, 9), (7, 8, 9)], LENGTH)
 MODELS = {name: tiny_model(small_method(name)) for name in STRUCTURES} | {'base': tiny_model()}
-VARIABLES = {name: random_variables(model) for name, model in MODELS.items()}
+
+
+@functools.cache
+def variables_of(name: str) -> dict[str, Any]:
+    return random_variables(MODELS[name])
 
 
 def run(name: str, batch=BATCH) -> np.ndarray:
     arrays = (batch[key] for key in ('inputs', 'positions', 'segment_ids'))
-    return np.asarray(hidden_states(MODELS[name], VARIABLES[name], *arrays))
+    return np.asarray(hidden_states(MODELS[name], variables_of(name), *arrays))
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -93,11 +98,11 @@ def test_positions_matter_only_relative_to_each_other(name):
 def test_without_the_last_factor_the_adapter_does_nothing(name):
     base, params, last = (
         run('base'),
-        VARIABLES[name]['params'],
+        variables_of(name)['params'],
         MODELS[name].adapter.structure.factors[-1],
     )
     np.testing.assert_array_equal(
-        np.asarray(VARIABLES['base']['params']['embedding']), np.asarray(params['embedding'])
+        np.asarray(variables_of('base')['params']['embedding']), np.asarray(params['embedding'])
     )
     assert np.abs(run(name) - base).max() > 0.1
 
@@ -108,11 +113,11 @@ def test_without_the_last_factor_the_adapter_does_nothing(name):
         return leaf * 0 if path[-1].key in (last, 'residual_up') else leaf
 
     silenced = {
-        key: jax.tree_util.tree_map_with_path(silence, VARIABLES[name].get(key, {}))
+        key: jax.tree_util.tree_map_with_path(silence, variables_of(name).get(key, {}))
         for key in ADAPTER_COLLECTIONS
     }
     arrays = (BATCH[key] for key in ('inputs', 'positions', 'segment_ids'))
-    silent = hidden_states(MODELS[name], VARIABLES[name] | silenced, *arrays)
+    silent = hidden_states(MODELS[name], variables_of(name) | silenced, *arrays)
     # DoRA's column norms are rounded.
     atol = 3e-5 if name == 'dora' else 0
     np.testing.assert_allclose(np.asarray(silent), base, rtol=0, atol=atol)
@@ -164,7 +169,7 @@ def hidden_in_training(rate: float, seed: int | None) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _hidden_in_training(rate: float, train: bool, rngs, *arrays) -> jax.Array:
     model = dropout_model(rate)
-    return model.apply(VARIABLES['malora'], *arrays, train=train, rngs=rngs)[0]
+    return model.apply(variables_of('malora'), *arrays, train=train, rngs=rngs)[0]
 
 
 def test_dropout_is_on_in_training_only():
@@ -278,7 +283,7 @@ def test_the_last_linear_has_dropout_before_its_adapter(kind, name):
 
 
 def test_routers_see_the_input_without_dropout():
-    model, variables = dropout_model(0.5), VARIABLES['malora']
+    model, variables = dropout_model(0.5), variables_of('malora')
     plain = jax.jit(lambda batch: losses(model, variables, batch, 2))(BATCH)
     key = jax.random.key(1)
     dropped = jax.jit(lambda batch: losses(model, variables, batch, 2, key))(BATCH)
