@@ -88,11 +88,3 @@ def commands_compile_quickly():
         patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
         patch.setenv('XLA_FLAGS', QUICK_FLAGS, prepend=' ')
         yield
-
-
-@pytest.fixture(scope='module')
-def commands_compile_alike():
-    """Compile commands with the flags of the tests, so that their runs are the same bit by bit."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('XLA_FLAGS', QUICK_FLAGS, prepend=' ')
-        yield

@@ -3,6 +3,7 @@ import io
 import json
 import pathlib
 
+import jax
 import pytest
 
 from malora_jax import progress, training
@@ -27,11 +28,16 @@ def tiny_base(tiny_weights) -> LoadedBase:
 
 @pytest.fixture(scope='session')
 def finished_run(tiny_weights, tmp_path_factory) -> tuple[pathlib.Path, str]:
-    """Directory of an uninterrupted run, and its output on stderr."""
+    """Directory of an uninterrupted run, and its output on stderr.
+
+    It compiles like the modules with `compile_quickly`, whose fixture is made after this one.
+    """
     workdir = tmp_path_factory.mktemp('finished') / 'run'
+    jax.config.update('jax_disable_most_optimizations', True)
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, 'LINE_SECONDS', 0)  # Print all progress.
         training.train(toy_run_config(tiny_weights), workdir, write_run_plots)
+    jax.config.update('jax_disable_most_optimizations', False)
     return workdir, stderr.getvalue()
 
 

@@ -16,7 +16,7 @@ from tests.helpers.runs import toy_run_config
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures('commands_compile_alike'),
+    pytest.mark.usefixtures('compile_quickly', 'commands_compile_quickly'),
 ]
 
 

@@ -10,7 +10,7 @@ from malora_jax.training import run_config, train
 from malora_jax.training.setup import Setup, build_setup
 from tests.helpers.runs import STEPS, TASKS, toy_run_config
 
-pytestmark = pytest.mark.slow(start_first=True)
+pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_quickly')]
 
 
 @pytest.mark.parametrize(

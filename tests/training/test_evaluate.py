@@ -16,7 +16,7 @@ from malora_jax.training.evaluate import evaluate
 from malora_jax.training.results import format_evaluation, format_table
 from tests.helpers.runs import STEPS, TASKS, toy_run_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 def content(directory: pathlib.Path) -> dict[str, tuple[bytes | None, int]]:

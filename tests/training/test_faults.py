@@ -1,6 +1,5 @@
 """Faults during a run: SIGTERM, losses that are not finite, another base model."""
 
-import dataclasses
 import json
 import math
 import os
@@ -9,10 +8,7 @@ import subprocess
 import sys
 import threading
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from malora_jax import training
@@ -20,17 +16,14 @@ from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.errors import UserError
 from malora_jax.files import read_json_lines
 from malora_jax.training import goodput, metrics, step
-from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer, with_schedule_step
 from malora_jax.training.preemption import Preempted
-from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import STEPS, toy_run_config
-from tests.helpers.steps import ADAMW, assert_close, make_hyperparameters, new_state
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures('commands_compile_alike'),
+    pytest.mark.usefixtures('compile_quickly', 'commands_compile_quickly'),
 ]
 
 
@@ -166,62 +159,6 @@ def test_one_too_many_stops_the_run_and_nothing_poisoned_is_saved(
     )
     steps = sorted(path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir())
     assert steps == ['2', '4'], 'step 4 holds what step 2 left'
-
-
-def test_a_step_that_is_left_out_changes_nothing_but_its_number():
-    model = tiny_model(small_method('malora'))
-    variables = random_variables(model)
-    optimizer, schedule = make_optimizer(ADAMW, 10), learning_rate_schedule(ADAMW, 10)
-    batch = packed_batch([[20, 12], [31]], 32)
-    train_step = step.make_train_step(model, optimizer, schedule, 2, skip_nonfinite=True)
-    given = make_hyperparameters(model.adapter)
-    plain_step = step.make_train_step(model, optimizer, schedule, 2)
-    bad = batch | {'loss_mask': batch['loss_mask'] * np.float32(math.inf)}
-    state, found = train_step(new_state(variables, optimizer, 3), variables['params'], bad, given)
-    assert found['skipped'] == 1
-    before = new_state(variables, optimizer, 3)
-    assert int(state.step) == 4
-    # The learning rate schedule still advances.
-    assert optax.tree.get_all_with_path(state.opt_state, 'count')[1][1] == 4
-    for a, b in zip(
-        jax.tree.leaves((state.adapter, state.opt_state)),
-        jax.tree.leaves((before.adapter, with_schedule_step(before.opt_state, jnp.int32(4)))),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
-    # A step with finite loss equals one without this option.
-    state, found = train_step(new_state(variables, optimizer, 3), variables['params'], batch, given)
-    assert found['skipped'] == 0
-    expected, _ = plain_step(before, variables['params'], batch, given)
-    assert_close(state.adapter, expected.adapter, 1e-6)
-
-
-@pytest.mark.parametrize('skipped', [1, 3])
-def test_after_steps_that_are_left_out_the_next_update_is_that_of_a_first_gradient(skipped):
-    """Adam's bias correction counts gradients that it has seen; the schedule counts steps."""
-    model = tiny_model(small_method('malora', dropout=0.0))
-    variables = random_variables(model)
-    config = dataclasses.replace(ADAMW, weight_decay=0.0)
-    optimizer, schedule = make_optimizer(config, 10), learning_rate_schedule(config, 10)
-    batch = packed_batch([[20, 12], [31]], 32)
-    bad = batch | {'loss_mask': batch['loss_mask'] * np.float32(math.nan)}
-    train_step = step.make_train_step(model, optimizer, schedule, 2, skip_nonfinite=True)
-
-    given = make_hyperparameters(model.adapter, config)
-
-    def update(skipped):
-        state = new_state(variables, optimizer)
-        for _ in range(skipped):
-            state, _ = train_step(state, variables['params'], bad, given)
-        state, found = train_step(state, variables['params'], batch, given)
-        assert found['learning_rate'] == given.learning_rate * schedule(skipped)
-        change = jax.tree.map(jnp.subtract, state.adapter, variables['adapter'])
-        return jax.tree.map(lambda leaf: leaf / found['learning_rate'], change)
-
-    assert_close(update(skipped), update(0), 2e-3)
-
-
-# Another base model.
 
 
 def test_a_run_does_not_go_on_with_another_base(tiny_weights, tmp_path):

@@ -13,7 +13,7 @@ from malora_jax.training.identity import FieldChange
 from tests.helpers.runs import STEPS, toy_run_config
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
-pytestmark = pytest.mark.slow(start_first=True)
+pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_quickly')]
 FILES = ('config.json', 'base.json')
 
 

@@ -36,7 +36,7 @@ from tests.training.helpers import read_scalars
 
 pytestmark = [
     pytest.mark.slow(start_first=True),
-    pytest.mark.usefixtures('commands_compile_alike'),
+    pytest.mark.usefixtures('compile_quickly', 'commands_compile_quickly'),
 ]
 RECORD_KEYS = {
     *('step', 'loss', 'balance_loss', 'learning_rate', 'gradient_norm', 'tokens_per_second'),
