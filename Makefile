@@ -39,7 +39,8 @@ test: setup
 test-runs: setup
 	$(PYTEST) --no-loadscope-reorder -m 'slow or devices'
 
-# The real main job at full size for a few steps, killed and resumed.
+# The real main job at full size for a few steps, killed and resumed. It kills a call of make, which
+# therefore must not hold a job of this one.
 test-quickstart: setup
 	MAKEFLAGS= bash .ci/quickstart
 

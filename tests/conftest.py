@@ -8,6 +8,8 @@ import jax
 import pytest
 from absl import flags
 
+from tests.helpers.compiling import few_optimizations
+
 # Make accidental broadcasting across ranks an error. Tests read flags without parsing them.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
@@ -66,16 +68,9 @@ def bucket():
 
 @pytest.fixture(scope='module')
 def compile_quickly():
-    """Disable most compiler optimizations, for tests that spend most of their time compiling.
-
-    Unoptimized programs round differently, so the compilation caches are cleared before and after
-    the module.
-    """
-    jax.clear_caches()
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-    jax.clear_caches()
+    """Disable most compiler optimizations in a module."""
+    with few_optimizations():
+        yield
 
 
 @pytest.fixture(scope='module')

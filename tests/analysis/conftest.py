@@ -1,10 +1,10 @@
 import pathlib
 from typing import NamedTuple
 
-import jax
 import pytest
 
 from malora_jax import training
+from tests.helpers.compiling import few_optimizations
 from tests.helpers.runs import toy_run_config
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -39,8 +39,7 @@ def runs(tmp_path_factory) -> Runs:
         'reverse': ('malora', {'data__tasks': ('toy_reverse',), 'training__steps': 2}),
         'lora': ('lora', {'training__steps': 2}),
     }
-    jax.config.update('jax_disable_most_optimizations', True)
-    for name, (method, changed) in changes.items():
-        training.train(toy_run_config(weights, method, **changed), home / name)
-    jax.config.update('jax_disable_most_optimizations', False)
+    with few_optimizations():
+        for name, (method, changed) in changes.items():
+            training.train(toy_run_config(weights, method, **changed), home / name)
     return Runs(*(home / name for name in changes), weights)

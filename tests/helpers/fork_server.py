@@ -8,6 +8,7 @@ the fork, so that there are no threads whose locks could block a child.
 import atexit
 import contextlib
 import functools
+import importlib
 import json
 import os
 import pathlib
@@ -24,6 +25,17 @@ from typing import Any
 
 from tests.helpers.paths import ROOT
 
+# With these, all modules are imported that commands need.
+IMPORTED = (
+    'experiments.cli',
+    'malora_jax.analysis.report',
+    'malora_jax.benchmark.run',
+    'malora_jax.export.huggingface',
+    'malora_jax.inference',
+    'malora_jax.sweeps.joint',
+    'malora_jax.training.evaluate',
+    'malora_jax.ultralink.stages',
+)
 # Limits of the CPU time and of the address space (JAX reserves much) of a limited command.
 CPU_SECONDS = 40
 ADDRESS_BYTES = 24 * 2**30
@@ -173,19 +185,7 @@ def _child(request: dict[str, Any], out: int, err: int) -> int:
     return status
 
 
-def _import() -> None:
-    import jax  # noqa: F401
-
-    import experiments.cli  # noqa: F401
-    import malora_jax.analysis.report
-    import malora_jax.benchmark.run
-    import malora_jax.export.huggingface
-    import malora_jax.inference
-    import malora_jax.sweeps.joint
-    import malora_jax.training.evaluate
-    import malora_jax.ultralink.stages  # noqa: F401
-
-
 if __name__ == '__main__':
-    _import()
+    for name in IMPORTED:
+        importlib.import_module(name)
     _serve()

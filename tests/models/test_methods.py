@@ -30,18 +30,13 @@ from tests.helpers.reference_decoder import (
     routing_margin,
 )
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 # Three examples and, in the second row, padding.
 BATCH = jax.tree.map(jnp.asarray, packed_batch([(4, 4), (6,)], 8))
 ARRAYS = tuple(BATCH[key] for key in ('inputs', 'positions', 'segment_ids'))
 REAL = np.asarray(BATCH['segment_ids']) > 0
 FEATURES = dict(qkv_bias=True, qk_norm=True, rope_scaling=Llama3Scaling(4.0, 1.0, 4.0, 16))
-
-
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def reference_outputs(model: Decoder, variables) -> tuple[ReferenceOutputs, float]:

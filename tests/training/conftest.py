@@ -3,13 +3,13 @@ import io
 import json
 import pathlib
 
-import jax
 import pytest
 
 from malora_jax import progress, training
 from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.models import preset
 from malora_jax.models.loading.base_model import LoadedBase, load_base
+from tests.helpers.compiling import few_optimizations
 from tests.helpers.runs import toy_run_config
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -33,11 +33,13 @@ def finished_run(tiny_weights, tmp_path_factory) -> tuple[pathlib.Path, str]:
     It compiles like the modules with `compile_quickly`, whose fixture is made after this one.
     """
     workdir = tmp_path_factory.mktemp('finished') / 'run'
-    jax.config.update('jax_disable_most_optimizations', True)
-    with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
+    with (
+        few_optimizations(),
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(progress, 'LINE_SECONDS', 0)  # Print all progress.
         training.train(toy_run_config(tiny_weights), workdir, write_run_plots)
-    jax.config.update('jax_disable_most_optimizations', False)
     return workdir, stderr.getvalue()
 
 

@@ -161,6 +161,9 @@ def test_one_too_many_stops_the_run_and_nothing_poisoned_is_saved(
     assert steps == ['2', '4'], 'step 4 holds what step 2 left'
 
 
+# Another base model.
+
+
 def test_a_run_does_not_go_on_with_another_base(tiny_weights, tmp_path):
     """The message names both base models; the check compares contents, not paths."""
     weights = tmp_path / 'base.gguf'

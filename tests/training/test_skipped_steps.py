@@ -71,6 +71,3 @@ def test_after_steps_that_are_left_out_the_next_update_is_that_of_a_first_gradie
         return jax.tree.map(lambda leaf: leaf / found['learning_rate'], change)
 
     assert_close(update(skipped), update(0), 2e-3)
-
-
-# Another base model.
