@@ -21,13 +21,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     _compiled = tempfile.TemporaryDirectory()
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+# Writing a program into the cache takes longer than compiling a small one again.
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 # Tests and their commands run on the CPU, unless JAX_PLATFORMS says otherwise. JAX would also leave
 # out the compiler for GPUs, which lies beside it, where there is no GPU.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
+# As tests keep all cores busy, compilation need not divide each program among them, which takes a
+# tenth longer. Commands that tests run inherit the flag.
+ONE_PART = '--xla_cpu_parallel_codegen_split_count=1'
+if ONE_PART not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f"{ONE_PART} {os.environ.get('XLA_FLAGS', '')}"
 # Without fusion emitters, which cannot be turned off since JAX 0.11.1, the CPU's compiler takes a
 # third of the time. JAX reads the flags when it starts. Commands that tests run have the emitters,
 # unless a fixture below sets the flags for them.
