@@ -9,10 +9,11 @@ WORKDIR ?= runs/quickstart
 ARGS ?=
 
 # Each file is run by one process. Three processes keep two cores busy, because tests also wait: for
-# signals, for a server, or for commands that start. Two are enough next to another target.
-# setup.cfg lists the markers.
-PROCESSES ?= 3
-PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
+# signals, for a server, or for commands that start. Two are enough in targets that run beside
+# another. setup.cfg lists the markers.
+PROCESSES := 3
+test-fuzz test-tpu test-gpu-plan test-export: PROCESSES := 2
+PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 .PHONY: setup train test test-runs test-quickstart test-devices test-tpu test-gpu-plan test-fuzz test-export test-vllm test-nnx test-release test-colab docs lint format clean
 
