@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.models.context import Context
-from malora_jax.models.decoder import MLP, Attention, abstract_variables
+from malora_jax.models.decoder import MLP, Attention, Block, abstract_variables
 from malora_jax.models.linear import AdaptedLinear, Dropout
 from malora_jax.training.step import losses
 from tests.helpers.models import (
@@ -170,6 +170,22 @@ def hidden_in_training(rate: float, seed: int | None) -> np.ndarray:
 def _hidden_in_training(rate: float, train: bool, rngs, *arrays) -> jax.Array:
     model = dropout_model(rate)
     return model.apply(variables_of('malora'), *arrays, train=train, rngs=rngs)[0]
+
+
+@pytest.mark.parametrize('remat', ['none', 'light'])
+def test_a_layer_is_traced_once(remat):
+    layers = []
+
+    def record(method, args, kwargs, context):
+        if isinstance(context.module, Block):
+            layers.append(context.method_name)
+        return method(*args, **kwargs)
+
+    arrays = (BATCH[key] for key in ('inputs', 'positions', 'segment_ids'))
+    model = MODELS['malora'].clone(remat=remat)
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.apply, variables_of('malora'), *arrays)
+    assert layers == ['__call__']
 
 
 def test_dropout_is_on_in_training_only():
