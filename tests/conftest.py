@@ -32,8 +32,7 @@ jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 # As tests keep all cores busy, compilation need not divide each program among them, which takes a
 # tenth longer. Commands that tests run inherit the flag.
 ONE_PART = '--xla_cpu_parallel_codegen_split_count=1'
-if ONE_PART not in os.environ.get('XLA_FLAGS', ''):
-    os.environ['XLA_FLAGS'] = f'{ONE_PART} {os.environ.get("XLA_FLAGS", "")}'
+os.environ['XLA_FLAGS'] = f'{ONE_PART} {os.environ.get("XLA_FLAGS", "")}'
 # Without fusion emitters, which cannot be turned off since JAX 0.11.1, the CPU's compiler takes a
 # third of the time. JAX reads the flags when it starts. Commands that tests run have the emitters,
 # unless a fixture below sets the flags for them.
