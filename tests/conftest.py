@@ -16,11 +16,14 @@ flags.FLAGS.mark_as_parsed()
 # A shell starts background jobs with SIGINT ignored, and the child processes of tests would inherit
 # that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Tests and the commands that they run share one compilation cache, and use no other. The processes
-# of xdist inherit its directory from the process that starts them.
+# The processes of xdist inherit these settings from the process that starts them, and commands that
+# tests run from those. All share one compilation cache, and use no other. As tests keep all cores
+# busy, the compiler need not divide each program among them, which takes a tenth longer.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     _compiled = tempfile.TemporaryDirectory()
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
+    flags_before = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'--xla_cpu_parallel_codegen_split_count=1 {flags_before}'
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
 # Writing a program into the cache takes longer than compiling a small one again.
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
@@ -29,10 +32,6 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 # out the compiler for GPUs, which lies beside it, where there is no GPU.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
-# As tests keep all cores busy, compilation need not divide each program among them, which takes a
-# tenth longer. Commands that tests run inherit the flag.
-ONE_PART = '--xla_cpu_parallel_codegen_split_count=1'
-os.environ['XLA_FLAGS'] = f'{ONE_PART} {os.environ.get("XLA_FLAGS", "")}'
 # Without fusion emitters, which cannot be turned off since JAX 0.11.1, the CPU's compiler takes a
 # third of the time. JAX reads the flags when it starts. Commands that tests run have the emitters,
 # unless a fixture below sets the flags for them.

@@ -311,7 +311,7 @@ class Decoder(nn.Module):
             split_rngs={'params': True, 'dropout': True, 'selection': True},
             in_axes=(nn.broadcast, 0, 0),
             length=self.config.num_layers,
-            # Else Flax would trace a layer once more, to see that no output is one of all layers.
+            # Otherwise Flax traces a layer once more, to look for outputs that all layers share.
             check_constancy_invariants=False,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )

@@ -7,18 +7,21 @@ import jax
 
 
 @contextlib.contextmanager
-def few_optimizations() -> Iterator[None]:
-    """Disable most compiler optimizations; within such a context, change nothing.
+def few_optimizations(few: bool = True) -> Iterator[None]:
+    """Disable most compiler optimizations, or enable them, and return to the setting before.
 
-    Unoptimized programs round differently, so JAX forgets compiled programs before and after.
+    Unoptimized programs round differently, so JAX forgets compiled programs when the setting
+    changes.
     """
-    if jax.config.values['jax_disable_most_optimizations']:
+    name = 'jax_disable_most_optimizations'
+    before = jax.config.values[name]
+    if few == before:
         yield
         return
     jax.clear_caches()
-    jax.config.update('jax_disable_most_optimizations', True)
+    jax.config.update(name, few)
     try:
         yield
     finally:
-        jax.config.update('jax_disable_most_optimizations', False)
+        jax.config.update(name, before)
         jax.clear_caches()

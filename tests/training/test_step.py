@@ -14,6 +14,7 @@ from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import count_model_parameters
 from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, make_train_step
+from tests.helpers.compiling import few_optimizations
 from tests.helpers.models import (
     STRUCTURES,
     logits_of,
@@ -35,9 +36,8 @@ pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 @pytest.fixture
 def compile_well():
-    jax.config.update('jax_disable_most_optimizations', False)
-    yield
-    jax.config.update('jax_disable_most_optimizations', True)
+    with few_optimizations(False):
+        yield
 
 
 @functools.cache
