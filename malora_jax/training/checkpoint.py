@@ -5,9 +5,8 @@ import dataclasses
 import itertools
 import pathlib
 import shutil
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -16,19 +15,17 @@ from orbax.checkpoint import v1 as ocp
 from malora_jax import errors, files
 from malora_jax.data import RowStreams
 from malora_jax.distributed import hosts
+from malora_jax.training.checkpoint_reader import (
+    MANIFEST_ITEM,
+    CheckpointReader,
+    DamagedCheckpointError,
+)
 from malora_jax.training.identity import RunIdentity
 from malora_jax.training.manifest import CheckpointManifest, JSONItem
 from malora_jax.training.state import TrainState
 
 # Disk space for metadata, in addition to the uncompressed size of the arrays.
 _METADATA_BYTES = 1 << 20
-_MANIFEST = 'manifest'
-# Orbax item of checkpoints in format 0, which have checksums of the arrays instead of a manifest.
-_SUMS = 'sums'
-
-
-class DamagedCheckpointError(errors.UserError):
-    """Error for a checkpoint that is unreadable, or whose content differs from what was saved."""
 
 
 class BestCheckpoint(NamedTuple):
@@ -122,6 +119,7 @@ class Checkpoints:
                 f'Checkpoints in {directory} cannot be read ({error}).'
             ) from error
         self._identity = identity
+        self._reader = CheckpointReader(self._checkpointer, self._directory, identity)
         self._pending_save: _PendingSave | None = None
         # Orbax removes temporary directories in a thread that starts further threads, and `close`
         # does not wait for them. A run that exits right away with an error message would then also
@@ -213,7 +211,7 @@ class Checkpoints:
         metrics = None if validation_loss is None else {'validation_loss': validation_loss}
         try:
             response = self._checkpointer.save_checkpointables_async(
-                step, {'state': state, 'data': data, _MANIFEST: manifest}, metrics=metrics
+                step, {'state': state, 'data': data, MANIFEST_ITEM: manifest}, metrics=metrics
             )
         except Exception as error:  # Storage backends raise errors of many types.
             self._raise_save_error(step, error)
@@ -279,12 +277,12 @@ class Checkpoints:
         Raises:
             UserError: There is no checkpoint, none is readable, or one belongs to another run.
         """
-        items = {'state': _shapes(state), 'data': data}
+        self.wait()
         steps = self.steps[::-1]
         broken: dict[int, DamagedCheckpointError] = {}
         for step in steps:
             try:
-                restored = self._load(step, items)['state']
+                restored = self._reader.read(step, state, data)
             except DamagedCheckpointError as error:
                 broken[step] = error
                 continue
@@ -335,11 +333,12 @@ class Checkpoints:
         Raises:
             UserError: There is no checkpoint, it is unreadable, or it belongs to another run.
         """
+        self.wait()
         step = step or self.latest_step
         if step is None:
             raise _no_checkpoint_error(self._directory)
         try:
-            return self._load(step, {'state': _shapes(state)})['state']
+            return self._reader.read(step, state)
         except DamagedCheckpointError as error:
             raise DamagedCheckpointError(
                 f'{error} To use another checkpoint, move that directory elsewhere.'
@@ -354,52 +353,8 @@ class Checkpoints:
         Raises:
             UserError: The manifest is unreadable, or has an unknown format.
         """
-        manifest = self._manifest(step)
+        manifest = self._reader.read_manifest(step)
         return manifest.run if manifest else None
-
-    def _load(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        self.wait()
-        manifest = self._manifest(step)
-        if self._identity and manifest and manifest.run:
-            self._identity.check(manifest.run, self._name(step))
-        loaded = self._read(step, items)
-        different = manifest and manifest.first_difference(loaded['state'], items.get('data'))
-        if different:
-            raise DamagedCheckpointError(
-                f'{self._name(step)} is damaged: {different} does not match its checksum.'
-            )
-        return loaded
-
-    def _manifest(self, step: int) -> CheckpointManifest | None:
-        """Return the manifest of a checkpoint.
-
-        The result is None for a checkpoint of an early version of this package, which stored
-        neither manifests nor checksums.
-        """
-        folder = self._directory / str(step)
-        if not (folder / _MANIFEST).exists():
-            if not (folder / _SUMS).exists():
-                return None
-            sums = self._read(step, {_SUMS: None})[_SUMS]
-            return CheckpointManifest(0, None, sums['state'], sums['data'])
-        item = JSONItem()
-        self._read(step, {_MANIFEST: item})
-        try:
-            return CheckpointManifest.from_json(item.value, self._name(step))
-        except (KeyError, TypeError) as error:
-            raise DamagedCheckpointError(
-                f'{self._name(step)} is damaged: its manifest is invalid.'
-            ) from error
-
-    def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        try:
-            with _suppress_loop_errors():
-                return self._checkpointer.load_checkpointables(step, items)
-        except Exception as error:  # Orbax and file systems raise errors of many types.
-            raise DamagedCheckpointError(f'{self._name(step)} cannot be read.') from error
-
-    def _name(self, step: int) -> str:
-        return f'Checkpoint {self._directory / str(step)}'
 
 
 def latest_checkpoint(directory: pathlib.Path) -> LatestCheckpoint | None:
@@ -437,35 +392,9 @@ def _check_metadata(directory: pathlib.Path) -> None:
         files.read_json(path, dict, remedy)
 
 
-@contextlib.contextmanager
-def _suppress_loop_errors() -> Iterator[None]:
-    """Suppress the tracebacks of Orbax's threads if loading a checkpoint fails.
-
-    Orbax closes its event loop at the first unreadable array. The threads that read the other
-    arrays then fail as well, because the loop is closed. Without this block, their tracebacks would
-    be printed, too.
-    """
-    hook = sys.unraisablehook
-
-    def report(unraisable: Any) -> None:
-        if 'Event loop is closed' not in str(unraisable.exc_value):
-            hook(unraisable)
-
-    sys.unraisablehook = report
-    yield
-    # Not restored after an error, because the threads are still running then.
-    sys.unraisablehook = hook
-
-
 def _negative_loss(metrics: dict[str, float]) -> float:
     return -metrics['validation_loss']
 
 
 def _no_checkpoint_error(directory: Any) -> errors.UserError:
     return errors.UserError(f'There is no checkpoint in {directory}: resume the training.')
-
-
-def _shapes(state: TrainState) -> TrainState:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )

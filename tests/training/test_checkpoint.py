@@ -17,7 +17,8 @@ from malora_jax.data import get_task, get_template, train_iterator
 from malora_jax.errors import UserError
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training import manifest
-from malora_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, latest_checkpoint
+from malora_jax.training.checkpoint import Checkpoints, latest_checkpoint
+from malora_jax.training.checkpoint_reader import DamagedCheckpointError
 from malora_jax.training.identity import RunIdentity
 from malora_jax.training.manifest import CheckpointManifest
 from malora_jax.training.state import TrainState
