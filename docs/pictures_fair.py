@@ -46,11 +46,12 @@ def _needs(study: str, *rows: str) -> Callable[[_Draw], Callable[[pathlib.Path],
 
 @_needs('fair_rates')
 def learning_rates() -> Figure:
-    """Draw the validation loss of each screened learning rate, by method."""
+    """Draw the validation loss of each screened learning rate, by row."""
     figure, axes = _figure(7, 4)
     losses = tables_fair.validation_losses('fair_rates')
-    for color, (method, curve) in zip(COLORS, losses.items(), strict=False):
-        axes.plot([*curve], [*curve.values()], '-o', color=color, markersize=4, label=method)
+    for number, (row, curve) in enumerate(losses.items()):
+        color, marker = _color_and_marker(number)
+        axes.plot([*curve], [*curve.values()], f'-{marker}', color=color, markersize=4, label=row)
         best = min(curve, key=curve.__getitem__)
         axes.plot(best, curve[best], 'o', color=color, markersize=10, fillstyle='none')
     rates = sorted({rate for curve in losses.values() for rate in curve})
@@ -70,7 +71,7 @@ def loss_by_parameters() -> Figure:
     right = figure.axes[-1]
     names = [name for name in (*fair_rates.METHODS, *SIZES) if name in known]
     for number, name in enumerate(names):
-        color, marker = COLORS[number % len(COLORS)], 'os'[number // len(COLORS)]
+        color, marker = _color_and_marker(number)
         place = tables_fair.trained_parameters(known[name]) / 1e6
         for axes, metric, factor in ((left, 'loss', 1), (right, 'score', 100)):
             values = [factor * value for value in known[name].by_seed(metric).values()]
@@ -143,6 +144,11 @@ def task_counts() -> Figure:
     axes.axhline(0, color='black', linewidth=1)
     axes.legend(frameon=False)
     return figure
+
+
+def _color_and_marker(number: int) -> tuple[tuple[float, ...], str]:
+    """Return the color and the marker of a row; those after the tenth have another marker."""
+    return COLORS[number % len(COLORS)], 'os'[number // len(COLORS)]
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Axes]:

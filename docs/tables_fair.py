@@ -24,8 +24,8 @@ from malora_jax.analysis import cells
 from malora_jax.runs import LoadedRun, SeedGroup
 from malora_jax.runs.paper import PAPER_TABLES
 from malora_jax.runs.records import SUFFIX, restore_record
-from malora_jax.statistics import Interval, PairedDifference
-from malora_jax.sweeps import expand
+from malora_jax.statistics import PairedDifference
+from malora_jax.sweeps import SweepRun, expand
 
 STUDIES = {
     'fair_rates': fair_rates,
@@ -49,11 +49,16 @@ def _restored(study: str) -> tempfile.TemporaryDirectory:
 
 
 @functools.cache
+def planned_runs(study: str) -> dict[str, SweepRun]:
+    """Return the runs of a study's sweep by name, whether they are recorded or not."""
+    return expand(STUDIES[study].get_config().to_dict())
+
+
+@functools.cache
 def recorded_runs(study: str) -> dict[str, LoadedRun]:
     """Return the recorded runs of a study by name, in the order of its sweep."""
     home = pathlib.Path(_restored(study).name)
-    names = expand(STUDIES[study].get_config().to_dict())
-    return {name: LoadedRun(home / name) for name in names if (home / name).is_dir()}
+    return {name: LoadedRun(home / name) for name in planned_runs(study) if (home / name).is_dir()}
 
 
 @functools.cache
@@ -72,13 +77,13 @@ def groups(study: str) -> dict[str, SeedGroup]:
 def progress() -> str:
     """Return the table of how many runs of each study are recorded, with tokens and hours."""
     rows = [('study', 'runs', 'recorded', 'tokens, million', 'hours of training', 'JAX')]
-    for study, sweep in STUDIES.items():
+    for study in STUDIES:
         runs = recorded_runs(study).values()
         results = [run.results for run in runs]
         rows.append(
             (
                 f'`{study}`',
-                f'{len(expand(sweep.get_config().to_dict()))}',
+                f'{len(planned_runs(study))}',
                 f'{len(results)}',
                 f'{sum(each["tokens"] for each in results) / 1e6:.2f}',
                 f'{sum(each["train_time_s"] for each in results) / 3600:.1f}',
@@ -89,24 +94,29 @@ def progress() -> str:
 
 
 def validation_losses(study: str) -> dict[str, dict[float, float]]:
-    """Return the last validation loss of each screening run, by method and learning rate."""
+    """Return the last validation loss of each screening run, by row and learning rate.
+
+    A row is a method, or a control with a learning rate of its own.
+    """
     found: dict[str, dict[float, float]] = {}
-    for run in recorded_runs(study).values():
+    for name, run in recorded_runs(study).items():
         rate = run.raw_config['optimizer']['learning_rate']
-        found.setdefault(run.method, {})[rate] = run.records[-1]['validation_loss']
-    return {method: dict(sorted(losses.items())) for method, losses in found.items()}
+        found.setdefault(planned_runs(study)[name].variant, {})[rate] = run.records[-1][
+            'validation_loss'
+        ]
+    return {row: dict(sorted(losses.items())) for row, losses in found.items()}
 
 
 def chosen_rates(study: str) -> dict[str, float]:
-    """Return the learning rate with the lowest validation loss, by method.
+    """Return the learning rate with the lowest validation loss, by row.
 
-    A method is left out as long as its best rate is the lowest or highest that was screened.
+    A row is left out as long as its best rate is the lowest or highest that was screened.
     """
     found = {}
-    for method, losses in validation_losses(study).items():
+    for row, losses in validation_losses(study).items():
         best = min(losses, key=losses.__getitem__)
         if best not in (min(losses), max(losses)):
-            found[method] = best
+            found[row] = best
     return found
 
 
@@ -187,60 +197,8 @@ def tasks_table() -> str:
     return markdown.table(rows)
 
 
-# Number of seeds that a verdict needs.
-MIN_SEEDS = 3
 # Mixtures of study B, with their names in tables.
 MIXTURES = {'malora': 'MALoRA', 'molora': 'MoLoRA'}
-# Hypotheses on differences of two rows of study A: text, first row, second row. A hypothesis is
-# supported if the first row has the lower loss.
-HYPOTHESES = (
-    ('1. MALoRA beats MoLoRA', 'malora', 'molora'),
-    ('1. MALoRA beats LoRA', 'malora', 'lora'),
-    ('1. MALoRA-Small is not worse than MoLoRA', 'malora_small', 'molora'),
-    ('3. Sharing S_A helps', 'malora', 'malora_unshared'),
-    ('4. Two experts beat one, MoLoRA', 'molora', 'molora_top1'),
-    ('4. Two experts beat one, MALoRA', 'malora', 'malora_top1'),
-)
-
-
-def hypotheses() -> str:
-    """Return the table of the hypotheses with their verdicts."""
-    known = groups('fair_methods')
-    rows = [('hypothesis', 'difference of the losses', 'verdict')]
-    for text, first, second in HYPOTHESES:
-        change = _minus(known[first], known.get(second)) if first in known else None
-        verdict = 'not yet tested'
-        if change:
-            verdict = _verdict(change.mean, change.interval, (known[first], known[second]))
-        rows.append((text, cells.loss_difference(change), verdict))
-    for method, label in MIXTURES.items():
-        text = f'2. The advantage of {label} grows with the number of tasks'
-        rows.append((text, *_growth(method, label)))
-    return markdown.table(rows)
-
-
-def _verdict(mean: float, interval: Interval, rows: Iterable[SeedGroup]) -> str:
-    """Return the verdict on the hypothesis that a difference of rows is below 0."""
-    verdict = 'supported' if mean < 0 else 'contradicted'
-    verdict = 'undecided' if interval.low <= 0 <= interval.high else verdict
-    seeds = min(len(row.by_seed('loss')) for row in rows)
-    return verdict if seeds >= MIN_SEEDS else f'{verdict} so far, {seeds} of {MIN_SEEDS} seeds'
-
-
-def _growth(method: str, label: str) -> tuple[str, str]:
-    """Return how a mixture's difference from LoRA changes from 2 to 12 tasks, and the verdict."""
-    changes, ends = differences_by_count(method), (2, 12)
-    if not all(count in changes for count in ends):
-        return cells.loss_difference(None), 'not yet tested'
-    few, many = (changes[count] for count in ends)
-    # The two differences are of different runs, so their errors add up.
-    change = many.mean - few.mean
-    half = sum((each.interval.high - each.interval.low) ** 2 for each in (few, many)) ** 0.5 / 2
-    interval = Interval(change - half, change + half)
-    known = groups('fair_task_counts')
-    rows = [known[f'{name}-{count}'] for name in ('lora', method) for count in ends]
-    text = f'{change:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] ({label})'
-    return text, _verdict(change, interval, rows)
 
 
 def differences_by_count(method: str) -> dict[int, PairedDifference]:
@@ -331,7 +289,6 @@ PARTS: dict[str, Callable[[], str]] = {
         ('lora', 'molora', 'malora'),
     ),
     'fair tasks': tasks_table,
-    'fair hypotheses': hypotheses,
     'fair task counts': task_counts_table,
     'fair single tasks': single_tasks_table,
     'fair real rates': functools.partial(rates_table, 'fair_real_rates'),

@@ -3,12 +3,15 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import fair_comparison
-from docs import fair_why, pictures_fair, tables_fair
+from configs.sweeps import fair_task_counts
+from docs import fair_hypotheses, fair_why, pictures_fair, tables_fair
 from malora_jax.runs.records import write_record
+from malora_jax.statistics import seed_interval
 from malora_jax.sweeps import expand
 from tests.helpers.finished_runs import QUESTIONS, write_finished_run
 from tests.helpers.paths import ROOT
@@ -76,35 +79,88 @@ def test_the_best_rate_is_chosen_if_it_is_no_edge(archive):
     assert table['`molora`'] == ['3.000', '2.000', '**1.000**']
 
 
-def test_verdicts(archive):
+def test_controls_are_screened_apart_from_their_method(archive):
     losses = {
-        f'{method}-seed{seed}': loss + seed / 100
-        for method, loss in (
-            ('lora', 1.0),
-            ('molora', 1.2),
-            ('malora', 0.9),
-            ('malora_unshared', 0.8),
-        )
-        for seed in (0, 1, 2)
+        f'{row}-learning_rate{rate}-seed0': loss
+        for row, best in (('molora', 0.002), ('molora_renormalized', 0.004))
+        for rate, loss in ((rate, abs(rate - best)) for rate in (0.001, 0.002, 0.004))
+    }
+    record(archive, 'fair_rates', losses)
+    assert tables_fair.chosen_rates('fair_rates') == {'molora': 0.002}
+    assert [*cells(tables_fair.rates_table('fair_rates'))][1:] == [
+        *('`molora`', '`molora_renormalized`')
+    ]
+
+
+def test_verdicts(archive):
+    means = {'lora': 1.0, 'molora': 1.2, 'malora': 0.9, 'malora_unshared': 0.8}
+    losses = {
+        f'{row}-seed{seed}': loss + seed / 100
+        for row, loss in means.items()
+        for seed in range(3 if row == 'malora_unshared' else 5)
     }
     record(archive, 'fair_methods', losses)
-    table = cells(tables_fair.hypotheses())
-    assert table['1. MALoRA beats MoLoRA'] == ['-0.300 [-0.300, -0.300]', 'supported']
-    assert table['3. Sharing S_A helps'] == ['+0.100 [+0.100, +0.100]', 'contradicted']
-    assert table['4. Two experts beat one, MoLoRA'][1] == 'not yet tested'
+    table = cells(fair_hypotheses.hypotheses())
+    assert table['1. MALoRA beats MoLoRA'] == [
+        *('-0.300 [-0.300, -0.300]', '-0.300 [-0.300, -0.300]'),
+        *(', '.join(['-0.300'] * 5), 'supported'),
+    ]
+    assert table['3. Sharing S_A helps'] == [
+        *('+0.100 [+0.100, +0.100]', '+0.100 [+0.100, +0.100]'),
+        *(', '.join(['+0.100'] * 3), 'contradicted'),
+    ]
+    assert table['4. Two experts beat one, MoLoRA'][-1] == 'not yet tested'
     rows = cells(tables_fair.PARTS['fair methods']())
     assert [*rows] == ['row', '`malora`', '`lora`', '`molora`']  # The lowest loss first.
-    # 1.2 and 0.00, 0.01 or 0.02 by seed, and 0.0144, the mean of (q % 7) / 200 over questions.
-    assert rows['`molora`'][3:6] == ['1.224 [1.200, 1.249]', '+0.200 [+0.200, +0.200]', '–']
+    # 1.2 and 0.00 to 0.04 by seed, and 0.0144, the mean of (q % 7) / 200 over questions.
+    assert rows['`molora`'][3:6] == ['1.234 [1.215, 1.254]', '+0.200 [+0.200, +0.200]', '–']
     by_task = cells(tables_fair.tasks_table())['`malora`']
     assert by_task == ['-0.100 [-0.100, -0.100]'] * 6
 
 
-def test_a_verdict_needs_three_seeds(archive):
-    losses = {'lora-seed0': 1.0, 'lora-seed1': 1.0, 'malora-seed0': 0.9, 'malora-seed1': 0.9}
+def test_differences_of_each_seed(archive):
+    changes = {'malora': (-0.1, 0.2, 0.5), 'malora_unshared': (-0.2,)}
+    losses = {f'lora-seed{seed}': 1.0 + seed for seed in range(3)}
+    losses |= {
+        f'{row}-seed{seed}': 1.0 + seed + change
+        for row, by_seed in changes.items()
+        for seed, change in enumerate(by_seed)
+    }
     record(archive, 'fair_methods', losses)
-    verdict = cells(tables_fair.hypotheses())['1. MALoRA beats LoRA'][1]
-    assert verdict == 'supported so far, 2 of 3 seeds'
+    table = cells(fair_hypotheses.seeds_table())
+    assert [*table] == ['row', '`malora`', '`malora_unshared`']
+    # Student's: 0.2 ± 4.303 · 0.3 / √3.
+    assert table['`malora`'] == ['-0.100', '+0.200', '+0.500', '+0.200 [-0.545, +0.945]']
+    assert table['`malora_unshared`'] == ['-0.200', '', '', '-0.200']
+    beats = cells(fair_hypotheses.hypotheses())['1. MALoRA beats LoRA']
+    assert beats[1:] == [
+        *('+0.200 [-0.545, +0.945]', '-0.100, +0.200, +0.500', 'undecided so far, 3 of 5 seeds')
+    ]
+
+
+@pytest.mark.parametrize(
+    'seeds, verdict',
+    [
+        (2, 'too early, 2 of 5 seeds'),
+        (3, 'supported so far, 3 of 5 seeds'),
+        (4, 'supported so far, 4 of 5 seeds'),
+        (5, 'supported'),
+    ],
+)
+def test_a_verdict_needs_three_seeds_and_is_final_with_all(archive, seeds, verdict):
+    losses = {f'lora-seed{seed}': 1.0 for seed in range(seeds)}
+    losses |= {f'malora-seed{seed}': 0.9 for seed in range(seeds)}
+    record(archive, 'fair_methods', losses)
+    assert cells(fair_hypotheses.hypotheses())['1. MALoRA beats LoRA'][-1] == verdict
+
+
+@pytest.mark.parametrize('change, verdict', [(0.005, 'supported'), (0.015, 'contradicted')])
+def test_a_small_method_may_be_worse_by_its_margin(archive, change, verdict):
+    losses = {f'molora-seed{seed}': 1.0 for seed in range(3)}
+    losses |= {f'malora_small-seed{seed}': 1.0 + change for seed in range(3)}
+    record(archive, 'fair_methods', losses)
+    table = cells(fair_hypotheses.hypotheses())
+    assert table['1. MALoRA-Small is at most 0.01 worse than MoLoRA'][-1] == verdict
 
 
 def test_experts_by_task_are_one_row_of_six_runs(archive):
@@ -126,8 +182,26 @@ def test_the_growth_with_the_number_of_tasks(archive):
     assert [row[1].split()[0] for row in [*table.values()][1:]] == [
         *('+0.100', '+0.000', '-0.100', '-0.200')
     ]
-    last = [*cells(tables_fair.hypotheses()).values()][-1]
-    assert last == ['-0.300 [-0.300, -0.300] (MoLoRA)', 'supported']
+    last = [*cells(fair_hypotheses.hypotheses()).values()][-1]
+    slope = f'{10 * np.polyfit([*counts], [*counts.values()], 1)[0]:+.3f}'
+    assert last == [*[f'{slope} [{slope}, {slope}]'] * 2, ', '.join([slope] * 3), 'supported']
+
+
+def test_the_growth_is_the_slope_of_mean_differences_over_tasks_and_seeds(archive):
+    """The differences are random, so that the weight of each number of tasks matters."""
+    rng = np.random.default_rng(0)
+    losses, means = {}, []
+    for seed in (0, 1, 2):
+        by_count = rng.normal(size=4).round(2)  # Records have few digits.
+        for count, change in zip(fair_task_counts.COUNTS, by_count, strict=True):
+            losses |= {f'lora-{count}-seed{seed}': 1.0, f'malora-{count}-seed{seed}': 2.0 + change}
+        means.append(10 * np.polyfit(fair_task_counts.COUNTS, by_count, 1)[0])
+    record(archive, 'fair_task_counts', losses)
+    by_seed = fair_hypotheses._means(fair_hypotheses._slope_gains('malora'))
+    assert [*by_seed.values()] == pytest.approx(means)
+    low, high = seed_interval(means)
+    row = [*cells(fair_hypotheses.hypotheses()).values()][-2]
+    assert row[1] == f'{np.mean(means):+.3f} [{low:+.3f}, {high:+.3f}]'
 
 
 @pytest.fixture
@@ -235,6 +309,7 @@ def test_an_empty_archive_says_so(figures):
         assert figures[name] == []
     for name in ('fair methods', 'fair rates', 'fair task counts', 'fair real tasks'):
         assert tables_fair.PARTS[name]() == tables_fair.NO_RUNS
+    assert fair_hypotheses.seeds_table() == tables_fair.NO_RUNS
     assert fair_why.gradients_table() == tables_fair.NO_RUNS
 
 

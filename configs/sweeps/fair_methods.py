@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import fair_comparison
 from configs.fair_comparison import learning_rate
-from configs.sweeps.fair_rates import METHODS
+from configs.sweeps.fair_rates import METHODS, RENORMALIZED
 from malora_jax.adapters.routers import ROUTER
 
 # Methods that the hypotheses are about; they have five seeds.
@@ -31,17 +31,18 @@ ABLATIONS = (
     'malora_fixed_core',
     'malora_shared_up',
 )
-# Rows with other adapter settings: method, settings, and the method whose learning rate they have.
-# Where the gates sum to one, or α makes up for their sum, the effective step is LoRA's.
+# Rows with other adapter settings: method, settings, and the row whose learning rate they have.
+# Where the gates sum to one, or α makes up for their sum, steps are larger than those of the
+# method.
 CONTROLS = {
     'molora_frozen_router': ('molora', {'frozen': (ROUTER,)}, 'molora'),
-    'molora_equal_gates': ('molora', {'equal_gates': True}, 'lora'),
-    'molora_renormalized': ('molora', {'renormalize': True}, 'lora'),
-    'molora_alpha': ('molora', {'alpha': 64.0}, 'lora'),
+    'molora_equal_gates': ('molora', {'equal_gates': True}, 'molora_renormalized'),
+    'molora_renormalized': (*RENORMALIZED['molora_renormalized'], 'molora_renormalized'),
+    'molora_alpha': ('molora', {'alpha': 64.0}, 'molora_renormalized'),
     'molora_top1': ('molora', {'top_k': 1}, 'molora'),
     'malora_frozen_router': ('malora', {'frozen': (ROUTER,)}, 'malora'),
-    'malora_renormalized': ('malora', {'renormalize': True}, 'lora'),
-    'malora_alpha': ('malora', {'alpha': 96.0}, 'lora'),
+    'malora_renormalized': (*RENORMALIZED['malora_renormalized'], 'malora_renormalized'),
+    'malora_alpha': ('malora', {'alpha': 96.0}, 'malora_renormalized'),
     'malora_top1': ('malora', {'top_k': 1}, 'malora'),
     'lora_active_rank': ('lora', {'rank': 16}, 'lora'),
     'lora_total_rank': ('lora', {'rank': 64}, 'lora'),

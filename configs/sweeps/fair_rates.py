@@ -9,10 +9,11 @@ highest, the next factor of 2 is added to `MORE_RATES` and the sweep repeated. T
 `LEARNING_RATES` in configs/fair_comparison.py. Only one task is scored on held-out questions, to
 save time; this score is not used.
 
-Hardware: 30 runs and their extensions, on two CPU cores about 2 hours.
+Hardware: 36 runs and their extensions, on two CPU cores about 3.5 hours.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -31,6 +32,11 @@ METHODS = (
     'smora',
     'mlora_heads',
 )
+# Controls with a learning rate of their own: method and adapter settings. Their gates sum to one.
+RENORMALIZED: dict[str, tuple[str, dict[str, Any]]] = {
+    'molora_renormalized': ('molora', {'renormalize': True}),
+    'malora_renormalized': ('malora', {'renormalize': True}),
+}
 # Screened learning rates: a grid for all methods, and the factors of 2 beyond it by method.
 GRID = (1e-3, 2e-3, 4e-3)
 MORE_RATES: dict[str, tuple[float, ...]] = {
@@ -43,12 +49,14 @@ MORE_RATES: dict[str, tuple[float, ...]] = {
 def get_config() -> ConfigDict:
     """Return the config of the sweep."""
     steps = fair_comparison.get_config().training.steps
-    return screening('configs/fair_comparison.py', METHODS, MORE_RATES, steps, 'chain_sum')
+    base = 'configs/fair_comparison.py'
+    return screening(base, METHODS, RENORMALIZED, MORE_RATES, steps, 'chain_sum')
 
 
 def screening(
     base: str,
     methods: Sequence[str],
+    controls: Mapping[str, tuple[str, Mapping[str, Any]]],
     more_rates: Mapping[str, tuple[float, ...]],
     steps: int,
     scored_task: str,
@@ -58,10 +66,13 @@ def screening(
     Args:
         base: Path of the config file whose learning rates are screened.
         methods: Methods, which are its arguments.
-        more_rates: Learning rates beyond the grid, by method.
+        controls: Method and adapter settings of rows that differ from a method.
+        more_rates: Learning rates beyond the grid, by row.
         steps: Steps of the runs to come, of which the screening makes a third.
         scored_task: Task that is scored on held-out questions.
     """
+    rows: dict[str, tuple[str, Mapping[str, Any]]] = {name: (name, {}) for name in methods}
+    rows |= controls
     steps //= 3
     overrides = {
         'training': {'steps': steps, 'evaluate_every': steps, 'checkpoint_every': steps},
@@ -71,11 +82,11 @@ def screening(
     config.base = base
     config.seeds = (0,)
     config.runs = {
-        method: {
+        name: {
             'arg': method,
-            'overrides': overrides,
-            'zip': {'optimizer': {'learning_rate': GRID + more_rates.get(method, ())}},
+            'overrides': {**overrides, 'adapter': settings},
+            'zip': {'optimizer': {'learning_rate': GRID + more_rates.get(name, ())}},
         }
-        for method in methods
+        for name, (method, settings) in rows.items()
     }
     return config

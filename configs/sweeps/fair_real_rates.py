@@ -23,4 +23,4 @@ MORE_RATES: dict[str, tuple[float, ...]] = {}
 def get_config() -> ConfigDict:
     """Return the config of the sweep."""
     steps = fair_real_tasks.get_config().training.steps
-    return screening('configs/fair_real_tasks.py', METHODS, MORE_RATES, steps, 'arc_easy')
+    return screening('configs/fair_real_tasks.py', METHODS, {}, MORE_RATES, steps, 'arc_easy')

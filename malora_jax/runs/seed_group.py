@@ -213,19 +213,33 @@ class SeedGroup:
             Average of this row minus that of `other`, over the seeds that both have. None if there
             is no such seed, or if the rows of a seed are scored on different questions.
         """
+        differences = self.differences_by_seed(other, metric, tasks)
+        return hierarchical_bootstrap([*differences.values()]) if differences else None
+
+    def differences_by_seed(
+        self, other: 'SeedGroup', metric: str = 'score', tasks: Sequence[str] = ()
+    ) -> dict[int, dict[str, np.ndarray]]:
+        """Return the difference on each question, by seed and task.
+
+        Args:
+            other: Row to subtract.
+            metric: 'score' or 'loss'.
+            tasks: Names of the tasks; () for all tasks of this row.
+
+        Returns:
+            For each seed that both rows have, ascending: (Q,) differences by task. The result is
+            empty if the rows of a seed are scored on different questions.
+        """
         ours, theirs = self._values_by_seed(metric), other._values_by_seed(metric)
-        required = {*(tasks or self.tasks)}
-        shared = [
-            seed
-            for seed in sorted(ours.keys() & theirs.keys())
-            if required <= ours[seed].keys() & theirs[seed].keys()
-        ]
+        required = tasks or self.tasks
         pairs = itertools.product(self.runs, other.runs)
-        if not shared or any(mismatch(*pair) for pair in pairs if pair[0].seed == pair[1].seed):
-            return None
-        return hierarchical_bootstrap(
-            [{task: ours[seed][task] - theirs[seed][task] for task in required} for seed in shared]
-        )
+        if any(mismatch(*pair) for pair in pairs if pair[0].seed == pair[1].seed):
+            return {}
+        return {
+            seed: {task: ours[seed][task] - theirs[seed][task] for task in required}
+            for seed in sorted(ours.keys() & theirs.keys())
+            if {*required} <= ours[seed].keys() & theirs[seed].keys()
+        }
 
     def _values_by_seed(self, metric: str) -> dict[int, dict[str, np.ndarray]]:
         """Return the (Q,) scores or losses of the answers, by seed and task."""

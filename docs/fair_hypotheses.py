@@ -1,0 +1,158 @@
+"""Hypotheses of the fair comparison: differences of losses by seed, their intervals and verdicts.
+
+docs/comparison_protocol.md states the hypotheses. Both intervals are shown: the hierarchical
+bootstrap over seeds and questions, on which the verdicts are based, and Student's interval over
+seeds, which is wider if there are few.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from configs.sweeps import fair_task_counts
+from docs.tables_fair import MIXTURES, NO_RUNS, groups, planned_runs
+from malora_jax import markdown
+from malora_jax.analysis import cells
+from malora_jax.statistics import hierarchical_bootstrap, seed_interval
+
+# Number of seeds that a verdict needs, even while more are planned.
+MIN_SEEDS = 3
+# Differences of the losses by seed and task, one for each question.
+_Gains = Mapping[int, Mapping[str, np.ndarray]]
+
+
+class Hypothesis(NamedTuple):
+    """A hypothesis on the losses of two rows of study A.
+
+    Attributes:
+        text: Text of the hypothesis.
+        row: Row whose loss is lower according to the hypothesis.
+        reference: Row that it is compared with.
+        margin: Largest difference that still supports the hypothesis, in nats per answer token.
+    """
+
+    text: str
+    row: str
+    reference: str
+    margin: float = 0.0
+
+
+HYPOTHESES = (
+    Hypothesis('1. MALoRA beats MoLoRA', 'malora', 'molora'),
+    Hypothesis('1. MALoRA beats LoRA', 'malora', 'lora'),
+    Hypothesis(
+        '1. MALoRA-Small is at most 0.01 worse than MoLoRA', 'malora_small', 'molora', margin=0.01
+    ),
+    Hypothesis('3. Sharing S_A helps', 'malora', 'malora_unshared'),
+    Hypothesis('4. Two experts beat one, MoLoRA', 'molora', 'molora_top1'),
+    Hypothesis('4. Two experts beat one, MALoRA', 'malora', 'malora_top1'),
+)
+
+
+def hypotheses() -> str:
+    """Return the table of the hypotheses with their verdicts."""
+    head = ('hypothesis', 'difference, bootstrap', 'interval over seeds', 'of each seed', 'verdict')
+    rows = [head]
+    for text, row, reference, margin in HYPOTHESES:
+        planned = min(_planned_seeds('fair_methods', name) for name in (row, reference))
+        rows.append((text, *_result(_gains('fair_methods', row, reference), planned, margin)))
+    for method, label in MIXTURES.items():
+        text = f'2. The advantage of {label} grows with the number of tasks (change per 10 tasks)'
+        planned = _planned_seeds('fair_task_counts', f'{method}-{max(fair_task_counts.COUNTS)}')
+        rows.append((text, *_result(_slope_gains(method), planned)))
+    return markdown.table(rows)
+
+
+def seeds_table() -> str:
+    """Return the table of the differences from LoRA in study A, by seed."""
+    known = groups('fair_methods')
+    if 'lora' not in known:
+        return NO_RUNS
+    seeds = known['lora'].by_seed('loss')
+    rows = [('row', *(f'seed {seed}' for seed in seeds), 'mean, interval over seeds')]
+    for name in known:
+        means = _means(_gains('fair_methods', name, 'lora'))
+        if means and name != 'lora':
+            texts = (f'{means[seed]:+.3f}' if seed in means else '' for seed in seeds)
+            rows.append((f'`{name}`', *texts, _mean_over_seeds([*means.values()])))
+    return markdown.table(rows)
+
+
+def _planned_seeds(study: str, row: str) -> int:
+    return sum(run.variant == row for run in planned_runs(study).values())
+
+
+def _gains(study: str, row: str, reference: str) -> _Gains:
+    """Return the differences of two rows of a study; none if one of them is not recorded."""
+    known = groups(study)
+    if row not in known or reference not in known:
+        return {}
+    return known[row].differences_by_seed(known[reference], 'loss')
+
+
+def _slope_gains(method: str) -> _Gains:
+    """Return differences from LoRA in study B whose mean is their slope, per 10 tasks.
+
+    The least-squares slope of the differences D_N of N tasks is Σ_N w_N D_N, where w_N is N minus
+    the mean of N, divided by the sum of the squares of these. A question of a task is in each D_N
+    with this task, so its part of the slope is a weighted sum of differences. D_N is the mean over
+    N tasks, and the slope is returned as a mean over all tasks; hence the ratio of both numbers.
+    """
+    counts = np.array(fair_task_counts.COUNTS)
+    centered = counts - counts.mean()
+    weights = 10 * centered / (centered**2).sum()
+    gains = {n: _gains('fair_task_counts', f'{method}-{n}', f'lora-{n}') for n in counts}
+    tasks = fair_task_counts.TASKS[: max(counts)]
+
+    def slope(seed: int, task: str) -> np.ndarray:
+        terms = (
+            weight * len(tasks) / n * gains[n][seed][task]
+            for n, weight in zip(counts, weights, strict=True)
+            if task in gains[n][seed]
+        )
+        return np.sum([*terms], axis=0)
+
+    seeds = set.intersection(*map(set, gains.values()))
+    return {seed: {task: slope(seed, task) for task in tasks} for seed in sorted(seeds)}
+
+
+def _result(gains: _Gains, planned: int, margin: float = 0.0) -> tuple[str, str, str, str]:
+    """Return the cells of a hypothesis that the difference is below a margin.
+
+    Args:
+        gains: Differences.
+        planned: Number of seeds according to the protocol.
+        margin: Largest difference that still supports the hypothesis.
+    """
+    if not gains:
+        return '–', '–', '–', 'not yet tested'
+    change = hierarchical_bootstrap([*gains.values()])
+    means = [*_means(gains).values()]
+    verdict = 'supported' if change.mean < margin else 'contradicted'
+    if change.interval.low <= margin <= change.interval.high:
+        verdict = 'undecided'
+    if len(means) < MIN_SEEDS:
+        verdict = f'too early, {len(means)} of {planned} seeds'
+    elif len(means) < planned:
+        verdict += f' so far, {len(means)} of {planned} seeds'
+    each = ', '.join(f'{mean:+.3f}' for mean in means)
+    return cells.nats(change), _mean_over_seeds(means), each, verdict
+
+
+def _means(gains: _Gains) -> dict[int, float]:
+    """Return the mean over tasks of the mean difference, by seed."""
+    return {
+        seed: float(np.mean([gains_Q.mean() for gains_Q in of_tasks.values()]))
+        for seed, of_tasks in gains.items()
+    }
+
+
+def _mean_over_seeds(means: Sequence[float]) -> str:
+    """Return the mean of differences with Student's interval, which one seed does not have."""
+    interval = seed_interval(means)
+    inside = f' [{interval.low:+.3f}, {interval.high:+.3f}]' if interval else ''
+    return f'{np.mean(means):+.3f}{inside}'
+
+
+PARTS: dict[str, Callable[[], str]] = {'fair hypotheses': hypotheses, 'fair seeds': seeds_table}
