@@ -43,6 +43,8 @@ MORE_RATES: dict[str, tuple[float, ...]] = {
     'lora': (5e-4, 2.5e-4),
     'asylora': (5e-4,),
     'dora': (5e-4, 2.5e-4),
+    'mlora_heads': (5e-4,),
+    'malora_renormalized': (5e-4,),
 }
 
 
