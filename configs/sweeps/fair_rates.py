@@ -43,6 +43,7 @@ MORE_RATES: dict[str, tuple[float, ...]] = {
     'lora': (5e-4, 2.5e-4),
     'asylora': (5e-4,),
     'dora': (5e-4, 2.5e-4),
+    'smora': (5e-4,),
     'mlora_heads': (5e-4,),
     'moasylora': (8e-3,),
     'molora_renormalized': (5e-4,),
