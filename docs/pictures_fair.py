@@ -47,7 +47,7 @@ def _needs(study: str, *rows: str) -> Callable[[_Draw], Callable[[pathlib.Path],
 @_needs('fair_rates')
 def learning_rates() -> Figure:
     """Draw the validation loss of each screened learning rate, by row."""
-    figure, axes = _figure(7, 4)
+    figure, axes = _figure(7, 6)
     losses = tables_fair.validation_losses('fair_rates')
     for number, (row, curve) in enumerate(losses.items()):
         color, marker = _color_and_marker(number)
@@ -57,7 +57,7 @@ def learning_rates() -> Figure:
     rates = sorted({rate for curve in losses.values() for rate in curve})
     axes.set(xscale='log', yscale='log', xlabel='learning rate')
     axes.set_xticks(rates, [f'{rate:g}' for rate in rates])
-    _set_loss_ticks(axes, (0.3, 0.4, 0.5, 0.7, 1, 1.5, 2))
+    _set_loss_ticks(axes, (0.35, 0.4, 0.5, 0.7, 1, 2, 4))
     axes.set_ylabel('validation loss (nats per answer token)')
     _legend_at_right(axes)
     return figure
