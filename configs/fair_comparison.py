@@ -34,7 +34,9 @@ LEARNING_RATES: dict[str, float] = {
     'hydralora': 2e-3,
     'asylora': 1e-3,
     'dora': 5e-4,
+    'moasylora': 4e-3,
     'malora_small': 2e-3,
+    'molora_renormalized': 1e-3,
     'malora_renormalized': 1e-3,
 }
 
