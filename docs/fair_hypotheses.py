@@ -14,6 +14,7 @@ from configs.sweeps import fair_task_counts
 from docs.tables_fair import MIXTURES, NO_RUNS, groups, planned_runs
 from malora_jax import markdown
 from malora_jax.analysis import cells
+from malora_jax.analysis.page import NO_VALUE
 from malora_jax.statistics import hierarchical_bootstrap, seed_interval
 
 # Number of seeds that a verdict needs, even while more are planned.
@@ -126,7 +127,7 @@ def _result(gains: _Gains, planned: int, margin: float = 0.0) -> tuple[str, str,
         margin: Largest difference that still supports the hypothesis.
     """
     if not gains:
-        return '–', '–', '–', 'not yet tested'
+        return NO_VALUE, NO_VALUE, NO_VALUE, 'not yet tested'
     change = hierarchical_bootstrap([*gains.values()])
     means = [*_means(gains).values()]
     verdict = 'supported' if change.mean < margin else 'contradicted'
@@ -150,9 +151,7 @@ def _means(gains: _Gains) -> dict[int, float]:
 
 def _mean_over_seeds(means: Sequence[float]) -> str:
     """Return the mean of differences with Student's interval, which one seed does not have."""
-    interval = seed_interval(means)
-    inside = f' [{interval.low:+.3f}, {interval.high:+.3f}]' if interval else ''
-    return f'{np.mean(means):+.3f}{inside}'
+    return cells.signed_loss(float(np.mean(means)), seed_interval(means))
 
 
 PARTS: dict[str, Callable[[], str]] = {'fair hypotheses': hypotheses, 'fair seeds': seeds_table}

@@ -27,12 +27,17 @@ def loss(mean: float | None, interval: Interval | None = None) -> str:
 
 def points(difference: PairedDifference) -> str:
     """Return a difference of scores in percentage points, such as '+1.2 [-0.4, +2.8]'."""
-    return _signed(difference, 100, 1)
+    return _signed(difference.mean, difference.interval, 100, 1)
 
 
 def nats(difference: PairedDifference) -> str:
     """Return a difference of losses in nats per token, such as '+0.012 [-0.004, +0.028]'."""
-    return _signed(difference, 1, 3)
+    return signed_loss(difference.mean, difference.interval)
+
+
+def signed_loss(mean: float, interval: Interval | None) -> str:
+    """Return a mean of differences of losses with its interval, in the form of `nats`."""
+    return _signed(mean, interval, 1, 3)
 
 
 def score_difference(difference: PairedDifference | None) -> str:
@@ -60,11 +65,9 @@ def to_json_value(value: Any) -> Any:
     return value
 
 
-def _signed(difference: PairedDifference, unit: float, digits: int) -> str:
-    mean, low, high = (
-        f'{unit * value:+.{digits}f}' for value in (difference.mean, *difference.interval)
-    )
-    return f'{mean} [{low}, {high}]'
+def _signed(mean: float, interval: Interval | None, unit: float, digits: int) -> str:
+    text, *bounds = (f'{unit * value:+.{digits}f}' for value in (mean, *(interval or ())))
+    return f'{text} [{", ".join(bounds)}]' if bounds else text
 
 
 def _verdict(difference: PairedDifference) -> str:
