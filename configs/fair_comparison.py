@@ -36,6 +36,7 @@ LEARNING_RATES: dict[str, float] = {
     'dora': 5e-4,
     'moasylora': 4e-3,
     'malora_small': 2e-3,
+    'smora': 1e-3,
     'molora_renormalized': 1e-3,
     'malora_renormalized': 1e-3,
 }
