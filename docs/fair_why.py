@@ -41,6 +41,7 @@ def store(analysis: pathlib.Path) -> pathlib.Path:
     if len(names) != 1:
         raise ValueError(f'{analysis} reports on {len(names)} runs with a router, not on one.')
     routing = sections[names[0]]
+    (run,) = sections['runs']
     (similarity,) = sections['similarity']
     numbers = {
         'questions': routing['questions'],
@@ -56,7 +57,7 @@ def store(analysis: pathlib.Path) -> pathlib.Path:
             if side in similarity
         },
     }
-    path = RESULTS / DIRECTORY / f'{names[0].removeprefix("routing-")}.json'
+    path = RESULTS / DIRECTORY / f'{run}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, numbers)
     return path

@@ -269,7 +269,8 @@ def test_gradients_in_the_first_and_last_steps(archive):
     assert row == ['6 → 0.38']
 
 
-def test_numbers_of_a_report_are_kept(archive):
+@pytest.mark.parametrize('row', ['malora', 'malora_small'])
+def test_numbers_of_a_report_are_kept(row, archive):
     means = {'effective_experts': 7.98765, 'task_information': 0.123456}
     report = {
         'similarity': [
@@ -282,7 +283,8 @@ def test_numbers_of_a_report_are_kept(archive):
                 },
             }
         ],
-        'routing-malora-seed0': {
+        'runs': {f'{row}-seed0': {}},
+        f'routing-{row.replace("_", "-")}-seed0': {
             'questions': 192,
             'experts': 8,
             'steps': {'0': means, '240': means | {'effective_experts': 4.0}},
@@ -294,10 +296,10 @@ def test_numbers_of_a_report_are_kept(archive):
     path = archive / 'analysis.json'
     path.write_text(json.dumps(report))
     fair_why.store(path)
-    assert cells(fair_why.routing_table())['`malora`'] == [
+    assert cells(fair_why.routing_table())[f'`{row}`'] == [
         *('7.99', '4.00 of 8', '12.5%', '0.123 → 0.123', '0.020', '2.00')
     ]
-    assert cells(fair_why.similarity_table())['`malora`'] == ['0.500', '–', '0.100', '–', '–']
+    assert cells(fair_why.similarity_table())[f'`{row}`'] == ['0.500', '–', '0.100', '–', '–']
     path.write_text(json.dumps({'similarity': [], 'routing-lora-seed0': None}))
     with pytest.raises(ValueError, match='reports on 0 runs with a router, not on one'):
         fair_why.store(path)
