@@ -37,6 +37,7 @@ LEARNING_RATES: dict[str, float] = {
     'moasylora': 4e-3,
     'malora_small': 2e-3,
     'smora': 1e-3,
+    'mlora_heads': 2.5e-4,
     'molora_renormalized': 1e-3,
     'malora_renormalized': 1e-3,
 }

@@ -125,11 +125,13 @@ def gradients_table() -> str:
     if not known:
         return tables_fair.NO_RUNS
     prefix = 'gradient_norm/'
-    names = dict.fromkeys(
-        key.removeprefix(prefix)
-        for group in known.values()
-        for key in group.runs[0].records[0]
-        if key.startswith(prefix)
+    names = sorted(
+        {
+            key.removeprefix(prefix)
+            for group in known.values()
+            for key in group.runs[0].records[0]
+            if key.startswith(prefix)
+        }
     )
     rows = [['row', *names]]
     for row in fair_rates.METHODS:

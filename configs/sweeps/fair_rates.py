@@ -44,7 +44,7 @@ MORE_RATES: dict[str, tuple[float, ...]] = {
     'asylora': (5e-4,),
     'dora': (5e-4, 2.5e-4),
     'smora': (5e-4,),
-    'mlora_heads': (5e-4, 2.5e-4, 1.25e-4, 6.25e-5),
+    'mlora_heads': (5e-4, 2.5e-4, 1.25e-4),
     'moasylora': (8e-3,),
     'molora_renormalized': (5e-4,),
     'malora_renormalized': (5e-4,),
