@@ -9,7 +9,7 @@ highest, the next factor of 2 is added to `MORE_RATES` and the sweep repeated. T
 `LEARNING_RATES` in configs/fair_comparison.py. Only one task is scored on held-out questions, to
 save time; this score is not used.
 
-Hardware: 36 runs and their extensions, on two CPU cores about 3.5 hours.
+Hardware: 39 runs and their extensions, on two CPU cores about 3.5 hours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,10 +32,12 @@ METHODS = (
     'smora',
     'mlora_heads',
 )
-# Controls with a learning rate of their own: method and adapter settings. Their gates sum to one.
-RENORMALIZED: dict[str, tuple[str, dict[str, Any]]] = {
+# Controls with a learning rate of their own: method and adapter settings. Their steps differ from
+# those of the method: the gates sum to one, or the rank is lower.
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     'molora_renormalized': ('molora', {'renormalize': True}),
     'malora_renormalized': ('malora', {'renormalize': True}),
+    'lora_active_rank': ('lora', {'rank': 16}),
 }
 # Screened learning rates: a grid for all methods, and the factors of 2 beyond it by method.
 GRID = (1e-3, 2e-3, 4e-3)
@@ -55,7 +57,7 @@ def get_config() -> ConfigDict:
     """Return the config of the sweep."""
     steps = fair_comparison.get_config().training.steps
     base = 'configs/fair_comparison.py'
-    return screening(base, METHODS, RENORMALIZED, MORE_RATES, steps, 'chain_sum')
+    return screening(base, METHODS, CONTROLS, MORE_RATES, steps, 'chain_sum')
 
 
 def screening(
