@@ -87,12 +87,12 @@ def loss_by_parameters() -> Figure:
 @_needs('fair_methods', 'lora')
 def differences() -> Figure:
     """Draw the difference of each row's loss from that of LoRA, with its interval."""
-    known = dict(tables_fair.groups('fair_methods'))
-    lora = known.pop('lora')
-    rows = sorted(known.values(), key=lambda group: group.mean_over_seeds('loss'))
+    known = tables_fair.groups('fair_methods')
+    others = [group for name, group in known.items() if name != 'lora']
+    rows = sorted(others, key=lambda group: group.mean_over_seeds('loss'))
     figure, axes = _figure(8, 1.4 + 0.24 * len(rows))
     for place, group in enumerate(rows):
-        change = group.difference_over_seeds(lora, 'loss')
+        change = tables_fair.loss_difference('fair_methods', group.name, 'lora')
         color = COLORS[_kind(group)]
         axes.plot(change.interval, [place, place], color=color)
         axes.plot(change.mean, place, 'o', color=color)

@@ -159,7 +159,10 @@ def methods_table(names: Iterable[str], references: Sequence[str], paper: str = 
             f'{group.runs[0].raw_config["optimizer"]["learning_rate"]:g}',
             f'{len(group.by_seed("loss"))}',
             cells.loss(group.mean_over_seeds('loss'), group.interval_over_seeds('loss')),
-            *(cells.loss_difference(_minus(group, known.get(name))) for name in references),
+            *(
+                cells.loss_difference(loss_difference('fair_methods', group.name, name))
+                for name in references
+            ),
             cells.score((group.mean_over_seeds('score'), group.interval_over_seeds('score'))),
         ]
         if paper:
@@ -175,12 +178,27 @@ def trained_parameters(group: SeedGroup) -> int:
     return count * len(group.tasks) if group.name == BY_TASK else count
 
 
-def _minus(
-    group: SeedGroup, reference: SeedGroup | None, tasks: Sequence[str] = ()
+# Several tables and pictures show the same differences, whose intervals take a second each.
+@functools.cache
+def loss_difference(
+    study: str, row: str, reference: str, tasks: tuple[str, ...] = ()
 ) -> PairedDifference | None:
-    if reference is None or reference is group:
+    """Return the loss of a row of a study minus that of another.
+
+    Args:
+        study: Name of the study.
+        row: Name of the row.
+        reference: Name of the row to subtract.
+        tasks: Names of the tasks to average over; () for all tasks of the row.
+
+    Returns:
+        The difference, paired by seed and question. None if the rows are the same, if one of them
+        is not recorded, or if they have no seed in common.
+    """
+    known = groups(study)
+    if row == reference or row not in known or reference not in known:
         return None
-    return group.difference_over_seeds(reference, 'loss', tasks)
+    return known[row].difference_over_seeds(known[reference], 'loss', tasks)
 
 
 def tasks_table() -> str:
@@ -188,11 +206,11 @@ def tasks_table() -> str:
     known = groups('fair_methods')
     if 'lora' not in known:
         return NO_RUNS
-    lora = known['lora']
-    rows = [['row', *lora.tasks]]
+    tasks = known['lora'].tasks
+    rows = [['row', *tasks]]
     for name in (*fair_rates.METHODS, BY_TASK):
         if name in known and name != 'lora':
-            changes = [_minus(known[name], lora, (task,)) for task in lora.tasks]
+            changes = [loss_difference('fair_methods', name, 'lora', (task,)) for task in tasks]
             rows.append([f'`{name}`', *map(cells.loss_difference, changes)])
     return markdown.table(rows)
 
@@ -203,14 +221,11 @@ MIXTURES = {'malora': 'MALoRA', 'molora': 'MoLoRA'}
 
 def differences_by_count(method: str) -> dict[int, PairedDifference]:
     """Return the difference of the losses from LoRA's in study B, by number of tasks."""
-    known = groups('fair_task_counts')
-    found = {}
-    for count in fair_task_counts.COUNTS:
-        row, lora = (known.get(f'{name}-{count}') for name in (method, 'lora'))
-        change = _minus(row, lora) if row else None
-        if change:
-            found[count] = change
-    return found
+    changes = {
+        count: loss_difference('fair_task_counts', f'{method}-{count}', f'lora-{count}')
+        for count in fair_task_counts.COUNTS
+    }
+    return {count: change for count, change in changes.items() if change}
 
 
 def task_counts_table() -> str:
@@ -221,12 +236,14 @@ def task_counts_table() -> str:
     first = fair_task_counts.TASKS[: min(fair_task_counts.COUNTS)]
     rows = [('tasks', 'LoRA, loss', 'MoLoRA − LoRA', 'MALoRA − LoRA', 'MoLoRA − LoRA, first two')]
     for count in fair_task_counts.COUNTS:
-        lora, molora, malora = (known.get(f'{name}-{count}') for name in fair_task_counts.METHODS)
-        if lora is None:
+        lora = f'lora-{count}'
+        if lora not in known:
             continue
-        changes = [_minus(row, lora) if row else None for row in (molora, malora)]
-        changes.append(_minus(molora, lora, first) if molora else None)
-        loss = cells.loss(lora.mean_over_seeds('loss'))
+        changes = [
+            loss_difference('fair_task_counts', f'{method}-{count}', lora, tasks)
+            for method, tasks in (('molora', ()), ('malora', ()), ('molora', first))
+        ]
+        loss = cells.loss(known[lora].mean_over_seeds('loss'))
         rows.append((f'{count}', loss, *map(cells.loss_difference, changes)))
     return markdown.table(rows)
 
@@ -234,14 +251,13 @@ def task_counts_table() -> str:
 def single_tasks_table() -> str:
     """Return the table of what each task gains or loses by being trained with the eleven others."""
     known = groups('fair_task_counts')
+    most = max(fair_task_counts.COUNTS)
     rows = [['task', *fair_task_counts.METHODS]]
     for task in fair_task_counts.TASKS:
-        changes = []
-        for method in fair_task_counts.METHODS:
-            together, alone = (
-                known.get(f'{method}-{name}') for name in (max(fair_task_counts.COUNTS), task)
-            )
-            changes.append(_minus(together, alone, (task,)) if together and alone else None)
+        changes = [
+            loss_difference('fair_task_counts', f'{method}-{most}', f'{method}-{task}', (task,))
+            for method in fair_task_counts.METHODS
+        ]
         rows.append([task, *map(cells.loss_difference, changes)])
     return markdown.table(rows) if known else NO_RUNS
 
@@ -255,7 +271,9 @@ def real_tasks_table() -> str:
     head = ('method', 'seeds', 'loss', 'loss − lora', 'loss − molora', 'accuracy, %')
     rows = [(*head, f'*{paper.title}, %*')]
     for name, group in known.items():
-        changes = [_minus(group, known.get(reference)) for reference in ('lora', 'molora')]
+        changes = [
+            loss_difference('fair_real_tasks', name, reference) for reference in ('lora', 'molora')
+        ]
         rows.append(
             (
                 f'`{name}`',
@@ -301,7 +319,8 @@ def values() -> dict[str, Any]:
 
     The keys are `rates`, the chosen learning rates by method; `screened`, the lowest validation
     losses of the screening by method; and by row `loss`, `score` (in percent), `seeds`, and
-    `minus`, the difference of the losses from that of LoRA.
+    `minus`, the difference of the losses from that of LoRA. `minus_molora` and `minus_malora` are
+    the differences from MoLoRA and MALoRA.
     """
     known = groups('fair_methods')
     screened = validation_losses('fair_rates')
@@ -310,14 +329,19 @@ def values() -> dict[str, Any]:
         'screened': {method: min(losses.values()) for method, losses in screened.items()},
     }
     for name, group in known.items():
-        change = _minus(group, known.get('lora'))
         rows[name] = {
             'loss': group.mean_over_seeds('loss'),
             'score': 100 * group.mean_over_seeds('score'),
             'seeds': len(group.by_seed('loss')),
-            'minus': {'mean': change.mean, **change.interval._asdict()} if change else None,
+            'minus': _named_numbers(loss_difference('fair_methods', name, 'lora')),
+            'minus_molora': _named_numbers(loss_difference('fair_methods', name, 'molora')),
+            'minus_malora': _named_numbers(loss_difference('fair_methods', name, 'malora')),
         }
     return rows
+
+
+def _named_numbers(change: PairedDifference | None) -> dict[str, float] | None:
+    return {'mean': change.mean, **change.interval._asdict()} if change else None
 
 
 VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {'fair': values}

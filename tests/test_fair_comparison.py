@@ -30,7 +30,12 @@ def archive(tmp_path, monkeypatch):
 
 def forget():
     """Forget the content of the archive."""
-    for cached in (tables_fair._restored, tables_fair.recorded_runs, tables_fair.groups):
+    for cached in (
+        tables_fair._restored,
+        tables_fair.recorded_runs,
+        tables_fair.groups,
+        tables_fair.loss_difference,
+    ):
         cached.cache_clear()
 
 
@@ -327,3 +332,5 @@ def test_numbers_that_texts_name(archive):
     assert found['rates'] == {'lora': 0.002} and found['screened'] == {'lora': 1}
     assert found['malora']['minus']['mean'] == pytest.approx(-0.1)
     assert (found['lora']['seeds'], found['lora']['minus']) == (1, None)
+    assert found['lora']['minus_malora']['mean'] == pytest.approx(0.1)
+    assert found['lora']['minus_molora'] is None
