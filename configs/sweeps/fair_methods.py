@@ -51,7 +51,7 @@ CONTROLS = {
 # All six have the rank 70 of the row `lora` together, up to rounding. A step has one row instead of
 # the two thirds of a row that each task has in a step of the other runs; the tokens are the same.
 # The learning rate is that of the LoRA with the nearest rank.
-BY_TASK = {
+BY_TASK: dict[str, dict[str, Any]] = {
     'adapter': {'rank': 12},
     'optimizer': {'learning_rate': learning_rate('lora_active_rank')},
     'data': {'batch_size': 1},
