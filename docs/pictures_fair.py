@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from configs.sweeps import fair_methods, fair_rates, fair_task_counts
 from docs import tables_fair
 from malora_jax.analysis.figures import COLORS, metric_curve, save, smooth, without_mathtext
-from malora_jax.runs import SeedGroup
 
 # Rows of study A whose subject is their size.
 SIZES = ('malora_small', 'molora_r12', 'molora_same_down', 'lora_active_rank', 'lora_total_rank')
@@ -69,7 +68,7 @@ def loss_by_parameters() -> Figure:
     known = tables_fair.groups('fair_methods')
     figure, left = _figure(10, 4.5, columns=2)
     right = figure.axes[-1]
-    names = [name for name in (*fair_rates.METHODS, *SIZES) if name in known]
+    names = [name for name in dict.fromkeys((*fair_rates.METHODS, *SIZES)) if name in known]
     for number, name in enumerate(names):
         color, marker = _color_and_marker(number)
         place = tables_fair.trained_parameters(known[name]) / 1e6
@@ -88,17 +87,17 @@ def loss_by_parameters() -> Figure:
 def differences() -> Figure:
     """Draw the difference of each row's loss from that of LoRA, with its interval."""
     known = tables_fair.groups('fair_methods')
-    others = [group for name, group in known.items() if name != 'lora']
-    rows = sorted(others, key=lambda group: group.mean_over_seeds('loss'))
+    changes = {name: tables_fair.loss_difference('fair_methods', name, 'lora') for name in known}
+    rows = sorted((name for name in known if changes[name]), key=lambda name: changes[name].mean)
     figure, axes = _figure(8, 1.4 + 0.24 * len(rows))
-    for place, group in enumerate(rows):
-        change = tables_fair.loss_difference('fair_methods', group.name, 'lora')
-        color = COLORS[_kind(group)]
+    for place, name in enumerate(rows):
+        change = changes[name]
+        color = COLORS[_kind(name)]
         axes.plot(change.interval, [place, place], color=color)
         axes.plot(change.mean, place, 'o', color=color)
     for color, text in zip(COLORS, ('method', 'ablation', 'control'), strict=False):
         axes.plot([], [], 'o-', color=color, label=text)
-    axes.set_yticks(range(len(rows)), [group.name for group in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color='black', linewidth=1)
     axes.set_xlabel('held-out loss − that of LoRA (nats per answer token), 95% interval')
@@ -106,10 +105,10 @@ def differences() -> Figure:
     return figure
 
 
-def _kind(group: SeedGroup) -> int:
+def _kind(row: str) -> int:
     """Return 0 for a method, 1 for an ablation and 2 for a control."""
     kinds = (fair_rates.METHODS, fair_methods.ABLATIONS)
-    return next((n for n, names in enumerate(kinds) if group.name in names), len(kinds))
+    return next((n for n, names in enumerate(kinds) if row in names), len(kinds))
 
 
 @_needs('fair_methods')

@@ -243,6 +243,21 @@ def test_pictures_of_study_a(archive, figures):
     assert [line.get_label() for line in curves.lines] == ['lora', 'malora']
 
 
+def test_rows_are_drawn_once_and_by_difference(archive, figures):
+    # The mean of `dora` is lower, its difference from LoRA with the same seed is not.
+    losses = {'lora-seed0': 1.0, 'lora-seed1': 3.0, 'dora-seed0': 1.5}
+    losses |= {'malora_small-seed0': 1.1, 'malora_small-seed1': 3.1}
+    record(archive, 'fair_methods', losses)
+    draw('fair_differences.svg')
+    (axes,) = figures['fair_differences.svg']
+    assert [text.get_text() for text in axes.get_yticklabels()] == ['malora_small', 'dora']
+    draw('fair_parameters.svg')
+    _, right = figures['fair_parameters.svg']
+    assert [text.get_text() for text in right.get_legend().get_texts()] == [
+        *('lora', 'dora', 'malora_small')
+    ]
+
+
 def test_the_picture_of_learning_rates(archive, figures):
     rates = {0.001: 3, 0.002: 1, 0.004: 2}
     losses = {f'lora-learning_rate{rate}-seed0': loss for rate, loss in rates.items()}
