@@ -43,6 +43,7 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
 GRID = (1e-3, 2e-3, 4e-3)
 MORE_RATES: dict[str, tuple[float, ...]] = {
     'lora': (5e-4, 2.5e-4),
+    'lora_active_rank': (5e-4,),
     'asylora': (5e-4,),
     'dora': (5e-4, 2.5e-4),
     'smora': (5e-4,),

@@ -66,7 +66,7 @@ OWN_SWEEPS = {
     'rank_experts': 24,
     'learning_rate': 12,
     'ultralink_pruning': 10,
-    'fair_rates': 51,
+    'fair_rates': 52,
     'fair_methods': 110,
     'fair_task_counts': 72,
     'fair_real_rates': 9,
