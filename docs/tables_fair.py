@@ -193,7 +193,7 @@ def loss_difference(
 
     Returns:
         The difference, paired by seed and question. None if the rows are the same, if one of them
-        is not recorded, or if they have no seed in common.
+        is not recorded, or if they have no seed with the same questions in common.
     """
     known = groups(study)
     if row == reference or row not in known or reference not in known:

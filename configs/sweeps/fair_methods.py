@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import fair_comparison
 from configs.fair_comparison import learning_rate
-from configs.sweeps import fair_rates
+from configs.sweeps.fair_rates import METHODS, TUNED_CONTROLS
 from malora_jax.adapters.routers import ROUTER
 
 # Methods that the hypotheses are about; they have five seeds.
@@ -37,15 +37,13 @@ ABLATIONS = (
 CONTROLS = {
     'molora_frozen_router': ('molora', {'frozen': (ROUTER,)}, 'molora'),
     'molora_equal_gates': ('molora', {'equal_gates': True}, 'molora_renormalized'),
-    'molora_renormalized': (*fair_rates.CONTROLS['molora_renormalized'], 'molora_renormalized'),
     'molora_alpha': ('molora', {'alpha': 64.0}, 'molora_renormalized'),
     'molora_top1': ('molora', {'top_k': 1}, 'molora'),
     'malora_frozen_router': ('malora', {'frozen': (ROUTER,)}, 'malora'),
-    'malora_renormalized': (*fair_rates.CONTROLS['malora_renormalized'], 'malora_renormalized'),
     'malora_alpha': ('malora', {'alpha': 96.0}, 'malora_renormalized'),
     'malora_top1': ('malora', {'top_k': 1}, 'malora'),
-    'lora_active_rank': (*fair_rates.CONTROLS['lora_active_rank'], 'lora_active_rank'),
     'lora_total_rank': ('lora', {'rank': 64}, 'lora'),
+    **{name: (*control, name) for name, control in TUNED_CONTROLS.items()},
 }
 # Experts that are chosen by the task of the question: one LoRA for each task, trained on it alone.
 # All six have the rank 70 of the row `lora` together, up to rounding. A step has one row instead of
@@ -64,9 +62,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = 'configs/fair_comparison.py'
     config.seeds = (0, 1, 2)
-    runs: dict[str, dict[str, Any]] = {
-        method: {'arg': method} for method in fair_rates.METHODS + ABLATIONS
-    }
+    runs: dict[str, dict[str, Any]] = {method: {'arg': method} for method in METHODS + ABLATIONS}
     for method in MAIN:
         runs[method]['seeds'] = (*config.seeds, 3, 4)
     for name, (method, settings, tuned) in CONTROLS.items():

@@ -34,7 +34,7 @@ METHODS = (
 )
 # Controls with a learning rate of their own: method and adapter settings. Their steps differ from
 # those of the method: the gates sum to one, or the rank is lower.
-CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
+TUNED_CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     'molora_renormalized': ('molora', {'renormalize': True}),
     'malora_renormalized': ('malora', {'renormalize': True}),
     'lora_active_rank': ('lora', {'rank': 16}),
@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     """Return the config of the sweep."""
     steps = fair_comparison.get_config().training.steps
     base = 'configs/fair_comparison.py'
-    return screening(base, METHODS, CONTROLS, MORE_RATES, steps, 'chain_sum')
+    return screening(base, METHODS, TUNED_CONTROLS, MORE_RATES, steps, 'chain_sum')
 
 
 def screening(
