@@ -40,6 +40,7 @@ LEARNING_RATES: dict[str, float] = {
     'mlora_heads': 2.5e-4,
     'molora_renormalized': 1e-3,
     'malora_renormalized': 1e-3,
+    'lora_active_rank': 1e-3,
 }
 
 
