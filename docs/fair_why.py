@@ -87,9 +87,9 @@ def load() -> dict[str, dict[str, Any]]:
 
 
 def routing_table() -> str:
-    """Return the table of effective experts, idle experts and task information."""
+    """Return the table of effective experts, idle experts, task information and sums of gates."""
     head = ('row', 'effective experts, start', 'end', 'idle experts', 'task information, bits')
-    rows = [(*head, 'largest by chance', 'maximum')]
+    rows = [(*head, 'largest by chance', 'maximum', 'sum of gates')]
     for name, found in load().items():
         start, *_, end = (found['steps'][step] for step in sorted(found['steps'], key=int))
         share = found['idle_experts'] / (found['routers'] * found['experts'])
@@ -102,6 +102,8 @@ def routing_table() -> str:
                 f'{start["task_information"]:.3f} → {end["task_information"]:.3f}',
                 f'{found["chance_information"]:.3f}',
                 f'{found["max_information"]:.2f}',
+                # Some runs were analyzed before reports had the sums of gates.
+                f'{start["gate_sum"]:.2f} → {end["gate_sum"]:.2f}' if 'gate_sum' in end else '–',
             )
         )
     return markdown.table(rows)

@@ -29,6 +29,7 @@ class RouterStats(NamedTuple):
         effective_experts: (J, L) effective number of experts, exp(entropy) of their load.
         max_expert_share: (J, L) fraction of token slots of the busiest expert.
         task_information: (J, L) mutual information of task and expert, in bits.
+        gate_sum: (J, L) sum of the gates of a token, averaged over the tokens.
     """
 
     load: np.ndarray
@@ -36,17 +37,19 @@ class RouterStats(NamedTuple):
     effective_experts: np.ndarray
     max_expert_share: np.ndarray
     task_information: np.ndarray
+    gate_sum: np.ndarray
 
     def means(self) -> dict[str, float]:
         """Return the mean over all routers of each statistic except `load`.
 
-        The keys are the names of the same statistics in `metrics.jsonl`.
+        Statistics that are in `metrics.jsonl` too have the same names there.
         """
         return {
             'balance_loss': float(self.balance_loss.mean()),
             'effective_experts': float(self.effective_experts.mean()),
             'max_expert_share': float(self.max_expert_share.mean()),
             'task_information': float(self.task_information.mean()),
+            'gate_sum': float(self.gate_sum.mean()),
         }
 
 
@@ -108,10 +111,23 @@ def compute_router_stats(
                 np.asarray(load_balancing.effective_experts(share_LE)),
                 np.asarray(share_LE.max(axis=-1)),
                 routing.task_information(load_LGE),
+                _gate_sums(adapter, sums),
             )
         )
         loads.append(routing.shares(load_LGE))
     return RouterStats(np.stack(loads), *(np.stack(each) for each in zip(*rows, strict=True)))
+
+
+def _gate_sums(adapter: AdapterConfig, sums: RoutingSums) -> np.ndarray:
+    """Return the sum of the gates of a token, averaged over the tokens, (L,) float64."""
+    load_L, gate_L = (
+        np.asarray(each, np.float64).sum(axis=(0, 2)) for each in (sums.load, sums.gate)
+    )
+    known = adapter.router.gate_sum(adapter.num_experts)
+    if known is not None:
+        return np.full(len(gate_L), known, np.float64)
+    # If the gates may have any sum, each token has top_k experts.
+    return gate_L / load_L * adapter.router.top_k
 
 
 def mean_chance_information(

@@ -73,6 +73,16 @@ def test_by_task_they_are_the_sums_of_training(found, asked, batches, variables)
             np.testing.assert_allclose(by_task(ours, asked.task), theirs, rtol=1e-5)
 
 
+def sums_of_each_token(model, variables, batches):
+    """Yield a batch, the name of a linear module, and its sums with each position as a group."""
+    for batch in batches:
+        alone_NN = jnp.eye(batch['inputs'].size)
+        inputs = (batch[key] for key in ('inputs', 'positions', 'segment_ids'))
+        _, sown = model.apply(variables, *inputs, alone_NN, mutable=['routing'])
+        for path, sums in routing_by_path(sown['routing']).items():
+            yield batch, path.rsplit('/', 1)[-1], sums
+
+
 def test_every_token_of_a_question_counts(found):
     sizes = [size for rows in LENGTHS for row in rows for size in row]
     for sums in found.by_question.values():
@@ -83,20 +93,40 @@ def test_every_token_of_a_question_counts(found):
 def test_words_are_the_sums_over_their_occurrences(found, asked, batches, variables):
     """Expected sums: each position is its own group, and each token's groups are added."""
     expected: dict[str, np.ndarray] = {}
-    for batch in batches:
-        alone_NN = jnp.eye(batch['inputs'].size)
-        inputs = (batch[key] for key in ('inputs', 'positions', 'segment_ids'))
-        _, sown = MODEL.apply(variables, *inputs, alone_NN, mutable=['routing'])
-        for path, sums in routing_by_path(sown['routing']).items():
-            name = path.rsplit('/', 1)[-1]
-            for w, word in enumerate(asked.tokens):
-                here_N = ((batch['inputs'] == word) & (batch['segment_ids'] > 0)).ravel()
-                shape = (len(sums.load), len(asked.tokens), sums.load.shape[-1])
-                total = expected.setdefault(name, np.zeros(shape))
-                total[:, w] += np.asarray(sums.load)[:, here_N].sum(axis=1)
+    for batch, name, sums in sums_of_each_token(MODEL, variables, batches):
+        for w, word in enumerate(asked.tokens):
+            here_N = ((batch['inputs'] == word) & (batch['segment_ids'] > 0)).ravel()
+            shape = (len(sums.load), len(asked.tokens), sums.load.shape[-1])
+            total = expected.setdefault(name, np.zeros(shape))
+            total[:, w] += np.asarray(sums.load)[:, here_N].sum(axis=1)
     for name, load_LWE in expected.items():
         np.testing.assert_array_equal(found.by_token[name], load_LWE)
         np.testing.assert_array_equal(load_LWE[0].sum(axis=-1), 2 * asked.counts)
+
+
+@pytest.mark.parametrize(
+    ('method', 'settings'),
+    [
+        ('malora', {}),
+        ('malora', {'renormalize': True}),
+        ('hydralora', {}),
+        ('adamole', {}),
+    ],
+)
+def test_the_sum_of_gates_is_the_mean_over_the_tokens(asked, batches, method, settings):
+    model = tiny_model(small_method(method, **settings))
+    variables = random_variables(model)
+    found = held_out_routing.sum_routing(model, variables, asked, 'route')
+    stats = compute_router_stats(model.adapter, [*found.by_question], found, asked.task)
+    sums_by_linear: dict[str, list[np.ndarray]] = {}
+    for batch, name, sums in sums_of_each_token(model, variables, batches):
+        gates_LN = np.asarray(sums.gate).sum(axis=-1)[:, (batch['segment_ids'] > 0).ravel()]
+        sums_by_linear.setdefault(name, []).append(gates_LN)
+    expected_JL = [
+        np.concatenate(sums_by_linear[name], axis=1).mean(axis=1) for name in found.by_question
+    ]
+    np.testing.assert_allclose(stats.gate_sum, expected_JL, rtol=1e-5)
+    assert (stats.gate_sum < 0.99).all() == (method == 'malora' and not settings)
 
 
 def test_the_loss_of_distances_is_that_of_training(asked, batches):

@@ -105,5 +105,5 @@ def test_experts_with_less_than_a_tenth_of_the_balanced_load_are_idle():
     """Two tasks use eight experts evenly in one layer, and mostly two of them in the other."""
     even, two = np.full(8, 0.125), np.array([0.47, 0.47, *[0.01] * 6])
     load_JLGE = np.stack([[even, even], [two, two[::-1]]])[None]
-    router_stats = RouterStats(load_JLGE, *[np.zeros((1, 2))] * 4)
+    router_stats = RouterStats(load_JLGE, *[np.zeros((1, 2))] * 5)
     np.testing.assert_array_equal(idle_experts(router_stats), [[0, 4]])

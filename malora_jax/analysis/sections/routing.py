@@ -200,8 +200,8 @@ def _table(
     ]
     has_scale = _has_balance_scale(run)
     balanced = '1.000' if has_scale else ''
-    rows.append(['if balanced', balanced, f'{experts:.3f}', f'{1 / experts:.3f}', '0.000'])
-    rows.append(['by chance', '', '', '', f'{chance:.3f}'])
+    rows.append(['if balanced', balanced, f'{experts:.3f}', f'{1 / experts:.3f}', '0.000', ''])
+    rows.append(['by chance', '', '', '', f'{chance:.3f}', ''])
     rows.append(
         [
             'at most',
@@ -209,6 +209,7 @@ def _table(
             f'{experts:.3f}',
             f'{1 / slots:.3f}',
             f'{max_information:.3f}',
+            '',
         ]
     )
     scale = (
@@ -220,9 +221,17 @@ def _table(
         f'Means over routers. Balance (the load-balancing loss) {scale}. '
         'Effective experts are exp(entropy) of the shares. Task information '
         'is the number of bits that the expert of a token slot reveals about its task; "by chance" '
-        'is its value with tasks assigned to the questions at random'
+        'is its value with tasks assigned to the questions at random. The sum of the gates of a '
+        'token scales the update of its experts'
     )
-    head = ['', 'balance', 'effective experts', 'largest share', 'task inform\u00adation']
+    head = [
+        '',
+        'balance',
+        'effective experts',
+        'largest share',
+        'task inform\u00adation',
+        'sum of gates',
+    ]
     return Table(caption, head, rows)
 
 
