@@ -87,9 +87,9 @@ def load() -> dict[str, dict[str, Any]]:
 
 
 def routing_table() -> str:
-    """Return the table of effective experts, idle experts, task information and sums of gates."""
+    """Return the table of effective experts, idle experts and task information."""
     head = ('row', 'effective experts, start', 'end', 'idle experts', 'task information, bits')
-    rows = [(*head, 'largest by chance', 'maximum', 'sum of gates')]
+    rows = [(*head, 'largest by chance', 'maximum')]
     for name, found in load().items():
         start, *_, end = (found['steps'][step] for step in sorted(found['steps'], key=int))
         share = found['idle_experts'] / (found['routers'] * found['experts'])
@@ -102,11 +102,31 @@ def routing_table() -> str:
                 f'{start["task_information"]:.3f} → {end["task_information"]:.3f}',
                 f'{found["chance_information"]:.3f}',
                 f'{found["max_information"]:.2f}',
-                # Some runs were analyzed before reports had the sums of gates.
-                f'{start["gate_sum"]:.2f} → {end["gate_sum"]:.2f}' if 'gate_sum' in end else '–',
             )
         )
     return markdown.table(rows)
+
+
+def gates_table() -> str:
+    """Return the table of the mean sums of gates, of the runs whose report has them."""
+    rows = [('row', 'sum of the gates, start', 'end')]
+    for row, sums in gate_sums().items():
+        rows.append((f'`{row}`', f'{sums["start"]:.2f}', f'{sums["end"]:.2f}'))
+    return markdown.table(rows)
+
+
+def gate_sums() -> dict[str, dict[str, float]]:
+    """Return the mean sum of the gates at the `start` and the `end`, by row.
+
+    Runs whose report was made by a version without these sums are left out.
+    """
+    found = {}
+    for name, numbers in load().items():
+        start, *_, end = (numbers['steps'][step] for step in sorted(numbers['steps'], key=int))
+        if 'gate_sum' in end:
+            row = name.rpartition('-seed')[0]
+            found[row] = {'start': start['gate_sum'], 'end': end['gate_sum']}
+    return found
 
 
 def similarity_table() -> str:
@@ -153,9 +173,11 @@ def _norms(records: Sequence[Mapping[str, float]], name: str) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     'fair routing': routing_table,
+    'fair gates': gates_table,
     'fair similarity': similarity_table,
     'fair gradients': gradients_table,
 }
+VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {'gates': gate_sums}
 
 
 if __name__ == '__main__':

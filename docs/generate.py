@@ -51,7 +51,7 @@ def main() -> None:
     for name, draw in pictures.items():
         draw(DOCS / 'images' / name)
     values = {name: records.load(name)['values'] for name in records.names()}
-    computed = tables_training.VALUES | tables_scale.VALUES | tables_fair.VALUES
+    computed = tables_training.VALUES | tables_scale.VALUES | tables_fair.VALUES | fair_why.VALUES
     values |= {name: compute() for name, compute in computed.items()}
     parts = tables_training.PARTS | tables_use.PARTS | tables_scale.PARTS | tables_ultralink.PARTS
     parts |= tables_fair.PARTS | fair_hypotheses.PARTS | fair_why.PARTS

@@ -6,6 +6,7 @@ the runs that are recorded.
 
 import functools
 import pathlib
+import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -136,11 +137,12 @@ def rates_table(study: str) -> str:
 
 
 def methods_table(names: Iterable[str], references: Sequence[str], paper: str = '') -> str:
-    """Return the table of losses and scores of rows of study A, the lowest loss first.
+    """Return the table of losses and scores of rows of study A.
 
     Args:
         names: Names of the rows.
-        references: Names of the rows from which differences are shown.
+        references: Names of the rows from which differences are shown. The lowest difference from
+            the first one is shown first.
         paper: Name of the paper's table whose average scores are shown alongside; '' for none.
     """
     published = PAPER_TABLES[paper].rows if paper else {}
@@ -152,7 +154,7 @@ def methods_table(names: Iterable[str], references: Sequence[str], paper: str = 
     head += [f'loss − {name}' for name in references] + ['exact match, %']
     head += [f'*{PAPER_TABLES[paper].title}, %*'] if paper else []
     table = [head]
-    for group in sorted(rows, key=lambda group: group.mean_over_seeds('loss')):
+    for group in sorted(rows, key=lambda group: _mean_difference(group.name, references[0])):
         cells_of_row = [
             f'`{group.name}`',
             f'{trained_parameters(group):,}',
@@ -199,6 +201,30 @@ def loss_difference(
     if row == reference or row not in known or reference not in known:
         return None
     return known[row].difference_over_seeds(known[reference], 'loss', tasks)
+
+
+def _mean_difference(row: str, reference: str) -> float:
+    """Return the loss of a row of study A minus that of another; 0 if there is no difference."""
+    change = loss_difference('fair_methods', row, reference)
+    return change.mean if change else 0.0
+
+
+def base_table() -> str:
+    """Return the table of losses and scores of the base model and of LoRA, by task of study A."""
+    lora = groups('fair_methods').get('lora')
+    if lora is None:
+        return NO_RUNS
+    head = ('task', 'base model, loss', 'LoRA, loss', 'base model, exact match, %')
+    rows = [(*head, 'LoRA, exact match, %')]
+    for task in lora.tasks:
+
+        def mean(key: str, task: str = task) -> float:
+            return statistics.fmean(run.results['tasks'][task][key] for run in lora.runs)
+
+        losses = (mean('loss_before'), mean('loss_after'))
+        scores = (mean('before'), mean('after'))
+        rows.append((task, *map(cells.loss, losses), *(cells.score((s, None)) for s in scores)))
+    return markdown.table(rows)
 
 
 def tasks_table() -> str:
@@ -306,6 +332,7 @@ PARTS: dict[str, Callable[[], str]] = {
         ('lora', 'molora', 'malora', *fair_methods.CONTROLS, BY_TASK),
         ('lora', 'molora', 'malora'),
     ),
+    'fair base': base_table,
     'fair tasks': tasks_table,
     'fair task counts': task_counts_table,
     'fair single tasks': single_tasks_table,
@@ -314,30 +341,43 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 
 
+class _RowValues(dict[str, Any]):
+    """Numbers of a row of study A, and its differences from other rows under `minus_ROW`.
+
+    A difference takes a second, so it is computed only if a text names it.
+    """
+
+    def __init__(self, row: str, group: SeedGroup):
+        super().__init__(
+            loss=group.mean_over_seeds('loss'),
+            score=100 * group.mean_over_seeds('score'),
+            seeds=len(group.by_seed('loss')),
+            minus=_named_numbers(loss_difference('fair_methods', row, 'lora')),
+        )
+        self._row = row
+
+    def __missing__(self, key: str) -> dict[str, float] | None:
+        kind, _, reference = key.partition('_')
+        if kind != 'minus':
+            raise KeyError(key)
+        return _named_numbers(loss_difference('fair_methods', self._row, reference))
+
+
 def values() -> dict[str, Any]:
     """Return the numbers of study A and of the screening that texts name.
 
     The keys are `rates`, the chosen learning rates by method; `screened`, the lowest validation
-    losses of the screening by method; and by row `loss`, `score` (in percent), `seeds`, and
-    `minus`, the difference of the losses from that of LoRA. `minus_molora` and `minus_malora` are
-    the differences from MoLoRA and MALoRA.
+    losses of the screening by method; and by row `loss`, `score` (in percent), `seeds`, `minus`,
+    the difference of the losses from that of LoRA, and `minus_ROW`, the difference from another
+    row.
     """
-    known = groups('fair_methods')
     screened = validation_losses('fair_rates')
-    rows: dict[str, Any] = {
+    rows = {name: _RowValues(name, group) for name, group in groups('fair_methods').items()}
+    return {
         'rates': chosen_rates('fair_rates'),
         'screened': {method: min(losses.values()) for method, losses in screened.items()},
+        **rows,
     }
-    for name, group in known.items():
-        rows[name] = {
-            'loss': group.mean_over_seeds('loss'),
-            'score': 100 * group.mean_over_seeds('score'),
-            'seeds': len(group.by_seed('loss')),
-            'minus': _named_numbers(loss_difference('fair_methods', name, 'lora')),
-            'minus_molora': _named_numbers(loss_difference('fair_methods', name, 'molora')),
-            'minus_malora': _named_numbers(loss_difference('fair_methods', name, 'malora')),
-        }
-    return rows
 
 
 def _named_numbers(change: PairedDifference | None) -> dict[str, float] | None:

@@ -243,7 +243,7 @@ def test_pictures_of_study_a(archive, figures):
     assert [line.get_label() for line in curves.lines] == ['lora', 'malora']
 
 
-def test_rows_are_drawn_once_and_by_difference(archive, figures):
+def test_rows_are_shown_once_and_by_difference(archive, figures):
     # The mean of `dora` is lower, its difference from LoRA with the same seed is not.
     losses = {'lora-seed0': 1.0, 'lora-seed1': 3.0, 'dora-seed0': 1.5}
     losses |= {'malora_small-seed0': 1.1, 'malora_small-seed1': 3.1}
@@ -251,6 +251,8 @@ def test_rows_are_drawn_once_and_by_difference(archive, figures):
     draw('fair_differences.svg')
     (axes,) = figures['fair_differences.svg']
     assert [text.get_text() for text in axes.get_yticklabels()] == ['malora_small', 'dora']
+    table = cells(tables_fair.PARTS['fair methods']())
+    assert [*table][1:] == ['`lora`', '`malora_small`', '`dora`']
     draw('fair_parameters.svg')
     _, right = figures['fair_parameters.svg']
     assert [text.get_text() for text in right.get_legend().get_texts()] == [
@@ -325,11 +327,32 @@ def test_numbers_of_a_report_are_kept(row, archive):
         fair_why.store(path)
 
 
+def test_sums_of_gates_are_those_of_reports_that_have_them(archive):
+    steps = {'240': {'gate_sum': 0.4}, '0': {'gate_sum': 0.25}, '60': {'gate_sum': 0.5}}
+    numbers = {'malora-seed0': {'steps': steps}, 'molora-seed0': {'steps': {'0': {}, '240': {}}}}
+    (archive / 'results' / 'fair_why').mkdir(parents=True)
+    for run, content in numbers.items():
+        (archive / 'results' / 'fair_why' / f'{run}.json').write_text(json.dumps(content))
+    assert [*cells(fair_why.gates_table()).items()][1:] == [('`malora`', ['0.25', '0.40'])]
+    assert fair_why.VALUES['gates']() == {'malora': {'start': 0.25, 'end': 0.4}}
+
+
+def test_losses_of_the_base_model_are_next_to_those_of_lora(archive):
+    record(archive, 'fair_methods', {'lora-seed0': 1.0, 'lora-seed1': 3.0})
+    group = tables_fair.groups('fair_methods')['lora']
+    for loss, run in zip((4.0, 6.0), group.runs, strict=True):
+        run.results['tasks']['chain_sum'] |= {'loss_before': loss, 'before': loss / 100}
+    row = cells(tables_fair.base_table())['chain_sum']
+    assert row[0] == '5.000' and row[2] == '5.0'
+    assert row[1] == f'{group.mean_over_seeds("loss", "chain_sum"):.3f}' == '2.014'
+    assert row[3] == f'{100 * group.mean_over_seeds("score", "chain_sum"):.1f}'
+
+
 def test_an_empty_archive_says_so(figures):
     for name in pictures_fair.PICTURES:
         draw(name)
         assert figures[name] == []
-    for name in ('fair methods', 'fair rates', 'fair task counts', 'fair real tasks'):
+    for name in ('fair methods', 'fair rates', 'fair task counts', 'fair real tasks', 'fair base'):
         assert tables_fair.PARTS[name]() == tables_fair.NO_RUNS
     assert fair_hypotheses.seeds_table() == tables_fair.NO_RUNS
     assert fair_why.gradients_table() == tables_fair.NO_RUNS
@@ -349,3 +372,5 @@ def test_numbers_that_texts_name(archive):
     assert (found['lora']['seeds'], found['lora']['minus']) == (1, None)
     assert found['lora']['minus_malora']['mean'] == pytest.approx(0.1)
     assert found['lora']['minus_molora'] is None
+    with pytest.raises(KeyError, match='plus_molora'):
+        found['lora']['plus_molora']
