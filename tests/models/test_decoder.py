@@ -14,6 +14,7 @@ from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.models.context import Context
 from malora_jax.models.decoder import MLP, Attention, Block, abstract_variables
 from malora_jax.models.linear import AdaptedLinear, Dropout
+from malora_jax.training.state import initial_variables
 from malora_jax.training.step import losses
 from tests.helpers.models import (
     STRUCTURES,
@@ -162,14 +163,13 @@ def dropout_model(rate: float):
 def hidden_in_training(rate: float, seed: int | None) -> np.ndarray:
     arrays = (BATCH[key] for key in ('inputs', 'positions', 'segment_ids'))
     rngs = {} if seed is None else {'dropout': jax.random.key(seed)}
-    hidden = _hidden_in_training(rate, seed is not None, rngs, *arrays)
+    hidden = _hidden_in_training(rate, seed is not None, rngs, variables_of('malora'), *arrays)
     return np.asarray(hidden)[BATCH['segment_ids'] > 0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _hidden_in_training(rate: float, train: bool, rngs, *arrays) -> jax.Array:
-    model = dropout_model(rate)
-    return model.apply(variables_of('malora'), *arrays, train=train, rngs=rngs)[0]
+def _hidden_in_training(rate: float, train: bool, rngs, variables, *arrays) -> jax.Array:
+    return dropout_model(rate).apply(variables, *arrays, train=train, rngs=rngs)[0]
 
 
 @pytest.mark.parametrize('remat', ['none', 'light'])
@@ -186,6 +186,19 @@ def test_a_layer_is_traced_once(remat):
     with nn.intercept_methods(record):
         jax.eval_shape(model.apply, variables, *arrays)
     assert len(traced) == 1
+
+
+def test_a_seed_keeps_its_initial_values_and_dropout_masks():
+    """The numbers are those of versions after 0.2.0.
+
+    They depend on how often Flax traces a layer, for example.
+    """
+    adapter = initial_variables(MODELS['malora'], 0)['adapter']['layers']['attention']['q']
+    sums = {name: float(np.abs(leaf_L).sum()) for name, leaf_L in adapter.items()}
+    expected = {'core': 44.27300, 'router': 31.89403, 'shared_down': 116.63503, 'up': 0.0}
+    assert sums == pytest.approx(expected, rel=1e-5)
+    change = np.abs(hidden_in_training(0.5, 1) - hidden_in_training(0.0, None)).sum()
+    assert change == pytest.approx(2200.0646, rel=1e-4)
 
 
 def test_dropout_is_on_in_training_only():
