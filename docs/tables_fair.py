@@ -217,14 +217,14 @@ def base_table() -> str:
     head = ('task', 'base model, loss', 'LoRA, loss', 'base model, exact match, %')
     rows = [(*head, 'LoRA, exact match, %')]
     for task in lora.tasks:
-
-        def mean(key: str, task: str = task) -> float:
-            return statistics.fmean(run.results['tasks'][task][key] for run in lora.runs)
-
-        losses = (mean('loss_before'), mean('loss_after'))
-        scores = (mean('before'), mean('after'))
+        losses = (_mean_result(lora, task, key) for key in ('loss_before', 'loss_after'))
+        scores = (_mean_result(lora, task, key) for key in ('before', 'after'))
         rows.append((task, *map(cells.loss, losses), *(cells.score((s, None)) for s in scores)))
     return markdown.table(rows)
+
+
+def _mean_result(group: SeedGroup, task: str, key: str) -> float:
+    return statistics.fmean(run.results['tasks'][task][key] for run in group.runs)
 
 
 def tasks_table() -> str:
