@@ -11,9 +11,9 @@ The argument is a method in the table in docs/methods, by default malora. It has
 Differences from the paper: learning rate 1e-3 instead of 5e-4, because the model is small, and 240
 steps of 4 packed rows of 128 tokens (about 2,800 examples), to keep the time short.
 
-Hardware and time: two CPU cores (AMD EPYC) and 3.5 GB of memory; 6 to 10 minutes of training at 190
-to 300 tokens a second, and at least 2 minutes for scoring and compilation. JAX 0.10.2.
-Expected: 67% exact match on average with seed 0, and 0% before training. The majority baseline,
+Hardware and time: two CPU cores (AMD EPYC) and 5 GB of memory; 5 to 13 minutes of training at 140
+to 380 tokens a second, and at least 2 minutes for scoring and compilation. JAX 0.10.2.
+Expected: 66% exact match on average with seed 0, and 0% before training. The majority baseline,
 which gives the best constant answer to all questions of a task, gets 7%.
 """
 
