@@ -65,6 +65,11 @@ def hypotheses() -> str:
     return markdown.table(rows)
 
 
+def operands() -> str:
+    """Return the rows whose losses the hypotheses on study A subtract, in their order."""
+    return ', '.join(f'`{each.row}` − `{each.reference}`' for each in HYPOTHESES) + '.'
+
+
 def seeds_table() -> str:
     """Return the table of the differences from LoRA in study A, by seed."""
     known = groups('fair_methods')
@@ -154,4 +159,8 @@ def _mean_over_seeds(means: Sequence[float]) -> str:
     return cells.signed_loss(float(np.mean(means)), seed_interval(means))
 
 
-PARTS: dict[str, Callable[[], str]] = {'fair hypotheses': hypotheses, 'fair seeds': seeds_table}
+PARTS: dict[str, Callable[[], str]] = {
+    'fair operands': operands,
+    'fair hypotheses': hypotheses,
+    'fair seeds': seeds_table,
+}

@@ -79,23 +79,29 @@ def _mean(values: Mapping[str, Any] | None) -> float | None:
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """Return the numbers of each run by name."""
+    """Return the numbers of the first seed of each row, by row."""
     return {
-        path.stem: json.loads(path.read_text('utf-8'))
+        path.stem.rpartition('-seed')[0]: json.loads(path.read_text('utf-8'))
         for path in sorted((RESULTS / DIRECTORY).glob('*.json'))
     }
+
+
+def _start_and_end(numbers: Mapping[str, Any]) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    """Return the measures before the first and after the last step."""
+    steps = sorted(numbers['steps'], key=int)
+    return numbers['steps'][steps[0]], numbers['steps'][steps[-1]]
 
 
 def routing_table() -> str:
     """Return the table of effective experts, idle experts and task information."""
     head = ('row', 'effective experts, start', 'end', 'idle experts', 'task information, bits')
     rows = [(*head, 'largest by chance', 'maximum')]
-    for name, found in load().items():
-        start, *_, end = (found['steps'][step] for step in sorted(found['steps'], key=int))
+    for row, found in load().items():
+        start, end = _start_and_end(found)
         share = found['idle_experts'] / (found['routers'] * found['experts'])
         rows.append(
             (
-                f'`{name.rpartition("-seed")[0]}`',
+                f'`{row}`',
                 f'{start["effective_experts"]:.2f}',
                 f'{end["effective_experts"]:.2f} of {found["experts"]}',
                 f'{100 * share:.1f}%',
@@ -121,10 +127,9 @@ def gate_sums() -> dict[str, dict[str, float]]:
     Runs whose report was made by a version without these sums are left out.
     """
     found = {}
-    for name, numbers in load().items():
-        start, *_, end = (numbers['steps'][step] for step in sorted(numbers['steps'], key=int))
+    for row, numbers in load().items():
+        start, end = _start_and_end(numbers)
         if 'gate_sum' in end:
-            row = name.rpartition('-seed')[0]
             found[row] = {'start': start['gate_sum'], 'end': end['gate_sum']}
     return found
 
@@ -132,12 +137,12 @@ def gate_sums() -> dict[str, dict[str, float]]:
 def similarity_table() -> str:
     """Return the table of the similarity of A and of B, next to its controls."""
     rows = [('row', 'A', 'A at the start', 'A independent', 'B', 'B independent')]
-    for name, found in load().items():
+    for row, found in load().items():
         a, b = (found['similarity'].get(side, {}) for side in SIDES)
         numbers = (a.get('trained'), a.get('start'), a.get('independent'))
         numbers += (b.get('trained'), b.get('independent'))
         texts = ['–' if number is None else f'{number:.3f}' for number in numbers]
-        rows.append((f'`{name.rpartition("-seed")[0]}`', *texts))
+        rows.append((f'`{row}`', *texts))
     return markdown.table(rows)
 
 

@@ -123,6 +123,13 @@ def test_verdicts(archive):
     assert by_task == ['-0.100 [-0.100, -0.100]'] * 6
 
 
+def test_the_operands_are_those_of_the_rows_on_study_a():
+    operands = fair_hypotheses.operands().removesuffix('.').split(', ')
+    assert operands[:2] == ['`malora` − `molora`', '`malora` − `lora`']
+    rows = [*cells(fair_hypotheses.hypotheses())][1:]
+    assert [row[0] for row in rows[: len(operands)]] == [*'111344']
+
+
 def test_differences_of_each_seed(archive):
     changes = {'malora': (-0.1, 0.2, 0.5), 'malora_unshared': (-0.2,)}
     losses = {f'lora-seed{seed}': 1.0 + seed for seed in range(3)}

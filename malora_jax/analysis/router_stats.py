@@ -125,7 +125,7 @@ def _gate_sums(adapter: AdapterConfig, sums: RoutingSums) -> np.ndarray:
     )
     known = adapter.router.gate_sum(adapter.num_experts)
     if known is not None:
-        return np.full(len(gate_L), known, np.float64)
+        return np.full_like(gate_L, known)
     # If the gates may have any sum, each token has top_k experts.
     return gate_L / load_L * adapter.router.top_k
 
