@@ -11,14 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.sweeps import fair_task_counts
-from docs.tables_fair import MIXTURES, NO_RUNS, groups, planned_runs
+from docs.tables_fair import MIN_SEEDS, MIXTURES, NO_RUNS, groups, planned_runs
 from malora_jax import markdown
 from malora_jax.analysis import cells
 from malora_jax.analysis.page import NO_VALUE
 from malora_jax.statistics import hierarchical_bootstrap, seed_interval
 
-# Number of seeds that a verdict needs, even while more are planned.
-MIN_SEEDS = 3
 # Differences of the losses by seed and task, one for each question.
 _Gains = Mapping[int, Mapping[str, np.ndarray]]
 

@@ -94,9 +94,11 @@ def differences() -> Figure:
         change = changes[name]
         color = COLORS[_kind(name)]
         axes.plot(change.interval, [place, place], color=color)
-        axes.plot(change.mean, place, 'o', color=color)
+        few = len(known[name].by_seed('loss')) < tables_fair.MIN_SEEDS
+        axes.plot(change.mean, place, 'o', color=color, markerfacecolor='white' if few else color)
     for color, text in zip(COLORS, ('method', 'ablation', 'control'), strict=False):
         axes.plot([], [], 'o-', color=color, label=text)
+    axes.plot([], [], 'o', color='black', markerfacecolor='white', label='one or two seeds')
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color='black', linewidth=1)

@@ -35,7 +35,11 @@ STUDIES = {
     'fair_real_rates': fair_real_rates,
     'fair_real_tasks': fair_real_sweep,
 }
+# Runs of study A whose current records have other initial values.
+EARLIER = 'fair_methods_earlier'
 NO_RUNS = 'No run of this study is recorded yet.'
+# Number of seeds that a verdict needs, even while more are planned.
+MIN_SEEDS = 3
 # Row of the fair comparison that is made of one run for each task.
 BY_TASK = 'by_task'
 
@@ -52,7 +56,8 @@ def _restored(study: str) -> tempfile.TemporaryDirectory:
 @functools.cache
 def planned_runs(study: str) -> dict[str, SweepRun]:
     """Return the runs of a study's sweep by name, whether they are recorded or not."""
-    return expand(STUDIES[study].get_config().to_dict())
+    sweeps = STUDIES | {EARLIER: fair_methods}
+    return expand(sweeps[study].get_config().to_dict())
 
 
 @functools.cache
@@ -161,10 +166,7 @@ def methods_table(names: Iterable[str], references: Sequence[str], paper: str = 
             f'{group.runs[0].raw_config["optimizer"]["learning_rate"]:g}',
             f'{len(group.by_seed("loss"))}',
             cells.loss(group.mean_over_seeds('loss'), group.interval_over_seeds('loss')),
-            *(
-                cells.loss_difference(loss_difference('fair_methods', group.name, name))
-                for name in references
-            ),
+            *(_difference_cell('fair_methods', group.name, name) for name in references),
             cells.score((group.mean_over_seeds('score'), group.interval_over_seeds('score'))),
         ]
         if paper:
@@ -203,6 +205,16 @@ def loss_difference(
     return known[row].difference_over_seeds(known[reference], 'loss', tasks)
 
 
+def _difference_cell(study: str, row: str, reference: str, tasks: tuple[str, ...] = ()) -> str:
+    """Return `loss_difference` as text, with the number of seeds if these allow no verdict."""
+    change = loss_difference(study, row, reference, tasks)
+    if change:
+        seeds = len(groups(study)[row].differences_by_seed(groups(study)[reference], 'loss', tasks))
+        if seeds < MIN_SEEDS:
+            return f'{cells.nats(change)}, {seeds} seed{"s" if seeds > 1 else ""}'
+    return cells.loss_difference(change)
+
+
 def _mean_difference(row: str, reference: str) -> float:
     """Return the loss of a row of study A minus that of another; 0 if there is no difference."""
     change = loss_difference('fair_methods', row, reference)
@@ -236,8 +248,8 @@ def tasks_table() -> str:
     rows = [['row', *tasks]]
     for name in (*fair_rates.METHODS, BY_TASK):
         if name in known and name != 'lora':
-            changes = [loss_difference('fair_methods', name, 'lora', (task,)) for task in tasks]
-            rows.append([f'`{name}`', *map(cells.loss_difference, changes)])
+            changes = (_difference_cell('fair_methods', name, 'lora', (task,)) for task in tasks)
+            rows.append([f'`{name}`', *changes])
     return markdown.table(rows)
 
 
@@ -265,12 +277,11 @@ def task_counts_table() -> str:
         lora = f'lora-{count}'
         if lora not in known:
             continue
-        changes = [
-            loss_difference('fair_task_counts', f'{method}-{count}', lora, tasks)
+        changes = (
+            _difference_cell('fair_task_counts', f'{method}-{count}', lora, tasks)
             for method, tasks in (('molora', ()), ('malora', ()), ('molora', first))
-        ]
-        loss = cells.loss(known[lora].mean_over_seeds('loss'))
-        rows.append((f'{count}', loss, *map(cells.loss_difference, changes)))
+        )
+        rows.append((f'{count}', cells.loss(known[lora].mean_over_seeds('loss')), *changes))
     return markdown.table(rows)
 
 
@@ -280,11 +291,11 @@ def single_tasks_table() -> str:
     most = max(fair_task_counts.COUNTS)
     rows = [['task', *fair_task_counts.METHODS]]
     for task in fair_task_counts.TASKS:
-        changes = [
-            loss_difference('fair_task_counts', f'{method}-{most}', f'{method}-{task}', (task,))
+        changes = (
+            _difference_cell('fair_task_counts', f'{method}-{most}', f'{method}-{task}', (task,))
             for method in fair_task_counts.METHODS
-        ]
-        rows.append([task, *map(cells.loss_difference, changes)])
+        )
+        rows.append([task, *changes])
     return markdown.table(rows) if known else NO_RUNS
 
 
@@ -297,15 +308,15 @@ def real_tasks_table() -> str:
     head = ('method', 'seeds', 'loss', 'loss − lora', 'loss − molora', 'accuracy, %')
     rows = [(*head, f'*{paper.title}, %*')]
     for name, group in known.items():
-        changes = [
-            loss_difference('fair_real_tasks', name, reference) for reference in ('lora', 'molora')
-        ]
+        changes = (
+            _difference_cell('fair_real_tasks', name, reference) for reference in ('lora', 'molora')
+        )
         rows.append(
             (
                 f'`{name}`',
                 f'{len(group.by_seed("loss"))}',
                 cells.loss(group.mean_over_seeds('loss'), group.interval_over_seeds('loss')),
-                *map(cells.loss_difference, changes),
+                *changes,
                 cells.score((group.mean_over_seeds('score'), group.interval_over_seeds('score'))),
                 f'*{paper.rows[name].average}*',
             )

@@ -9,10 +9,9 @@ from ml_collections import ConfigDict
 
 from configs import fair_comparison
 from configs.sweeps import fair_task_counts
-from docs import fair_hypotheses, fair_why, pictures_fair, tables_fair
+from docs import fair_hypotheses, fair_repetitions, fair_why, pictures_fair, tables_fair
 from malora_jax.runs.records import write_record
 from malora_jax.statistics import seed_interval
-from malora_jax.sweeps import expand
 from tests.helpers.finished_runs import QUESTIONS, write_finished_run
 from tests.helpers.paths import ROOT
 
@@ -41,7 +40,7 @@ def forget():
 
 def record(home, study, losses, validation=None):
     """Record runs of a study: each by name, with its loss; questions depend on the seed."""
-    runs = expand(tables_fair.STUDIES[study].get_config().to_dict())
+    runs = tables_fair.planned_runs(study)
     for name, loss in losses.items():
         config = ConfigDict(runs[name].config)
         config.evaluation.tasks = config.data.tasks
@@ -144,6 +143,9 @@ def test_differences_of_each_seed(archive):
     # Student's: 0.2 ± 4.303 · 0.3 / √3.
     assert table['`malora`'] == ['-0.100', '+0.200', '+0.500', '+0.200 [-0.545, +0.945]']
     assert table['`malora_unshared`'] == ['-0.200', '', '', '-0.200']
+    ablations = cells(tables_fair.PARTS['fair ablations']())
+    assert ablations['`malora_unshared`'][4] == '-0.100 [-0.100, -0.100], 1 seed'
+    assert cells(tables_fair.PARTS['fair methods']())['`malora`'][4].endswith(', not significant')
     beats = cells(fair_hypotheses.hypotheses())['1. MALoRA beats LoRA']
     assert beats[1:] == [
         *('+0.200 [-0.545, +0.945]', '-0.100, +0.200, +0.500', 'undecided so far, 3 of 5 seeds')
@@ -381,3 +383,20 @@ def test_numbers_that_texts_name(archive):
     assert found['lora']['minus_molora'] is None
     with pytest.raises(KeyError, match='plus_molora'):
         found['lora']['plus_molora']
+
+
+def test_repetitions_are_compared_by_row_and_seed(archive):
+    first = {'lora-seed0': 0.2, 'lora-seed1': 0.3, 'malora-seed1': 0.4}
+    second = {'lora-seed0': 0.25, 'lora-seed1': 0.3, 'lora-seed2': 0.9, 'malora-seed1': 0.38}
+    record(archive, tables_fair.EARLIER, first)
+    record(archive, 'fair_methods', second)
+    table = cells(fair_repetitions.table())
+    changes = {
+        row: [text.partition(', ')[2] for text in texts] for row, texts in table.items() if texts
+    }
+    assert changes.pop('row') == ['', '']
+    assert table['row'] == ['seed 0', 'seed 1']
+    assert changes == {'`lora`': ['+0.050', '+0.000'], '`malora`': ['', '-0.020']}
+    np.testing.assert_allclose(
+        [*fair_repetitions.values().values()], [((0.05**2 + 0.02**2) / 3) ** 0.5, 0.05], atol=1e-4
+    )
