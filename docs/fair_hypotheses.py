@@ -5,6 +5,8 @@ bootstrap over seeds and questions, on which the verdicts are based, and Student
 seeds, which is wider if there are few.
 """
 
+import itertools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,8 +17,10 @@ from docs.tables_fair import MIN_SEEDS, MIXTURES, NO_RUNS, groups, planned_runs
 from malora_jax import markdown
 from malora_jax.analysis import cells
 from malora_jax.analysis.page import NO_VALUE
-from malora_jax.statistics import hierarchical_bootstrap, seed_interval
+from malora_jax.statistics import hierarchical_bootstrap, seed_interval, student_half_width
 
+# Half-width of an interval over seeds that would decide the differences seen so far.
+_HALF_WIDTH = 0.01
 # Differences of the losses by seed and task, one for each question.
 _Gains = Mapping[int, Mapping[str, np.ndarray]]
 
@@ -66,6 +70,28 @@ def hypotheses() -> str:
 def operands() -> str:
     """Return the rows whose losses the hypotheses on study A subtract, in their order."""
     return ', '.join(f'`{each.row}` − `{each.reference}`' for each in HYPOTHESES) + '.'
+
+
+def precision_table() -> str:
+    """Return the table of how precise the differences of the hypotheses on study A are.
+
+    Differences with fewer than `MIN_SEEDS` seeds are left out.
+    """
+    head = ('difference', 'seeds', 'standard deviation over seeds', 'half-width with 5 seeds')
+    rows = [(*head, f'seeds for {_HALF_WIDTH:g}')]
+    for _, row, reference, _ in HYPOTHESES:
+        means = [*_means(_gains('fair_methods', row, reference)).values()]
+        if len(means) >= MIN_SEEDS:
+            deviation = statistics.stdev(means)
+            enough = next(
+                count
+                for count in itertools.count(2)
+                if student_half_width(deviation, count) <= _HALF_WIDTH
+            )
+            five = student_half_width(deviation, 5)
+            texts = (f'{len(means)}', f'{deviation:.3f}', f'{five:.3f}', f'{enough}')
+            rows.append((f'`{row}` − `{reference}`', *texts))
+    return markdown.table(rows) if len(rows) > 1 else NO_RUNS
 
 
 def seeds_table() -> str:
@@ -159,6 +185,7 @@ def _mean_over_seeds(means: Sequence[float]) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     'fair operands': operands,
+    'fair precision': precision_table,
     'fair hypotheses': hypotheses,
     'fair seeds': seeds_table,
 }

@@ -163,6 +163,17 @@ def _average_wilson_interval(counts: Sequence[tuple[float, int]], level: float) 
     return Interval(mean - below, mean + above)
 
 
+def student_half_width(deviation: float, count: int, level: float = 0.95) -> float:
+    """Return the half-width of Student's t interval of a mean.
+
+    Args:
+        deviation: Standard deviation of the values, estimated from a sample.
+        count: Number of values, at least 2.
+        level: Confidence level: share of such intervals that contain the true mean.
+    """
+    return float(special.stdtrit(count - 1, 0.5 + level / 2) * deviation / math.sqrt(count))
+
+
 def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
     """Return Student's t interval of the mean over all possible seeds.
 
@@ -184,7 +195,7 @@ def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
     count = len(values_S)
     if count < 2:
         return None
-    half = special.stdtrit(count - 1, 0.5 + level / 2) * values_S.std(ddof=1) / math.sqrt(count)
+    half = student_half_width(values_S.std(ddof=1), count, level)
     return Interval(float(values_S.mean() - half), float(values_S.mean() + half))
 
 

@@ -146,6 +146,10 @@ def test_differences_of_each_seed(archive):
     ablations = cells(tables_fair.PARTS['fair ablations']())
     assert ablations['`malora_unshared`'][4] == '-0.100 [-0.100, -0.100], 1 seed'
     assert cells(tables_fair.PARTS['fair methods']())['`malora`'][4].endswith(', not significant')
+    # 2.776 · 0.3 / √5; and (1.96 · 0.3 / 0.01)² = 3457, a little more with Student's distribution.
+    precision = cells(fair_hypotheses.precision_table())['`malora` − `lora`']
+    assert precision[:3] == ['3', '0.300', '0.372']
+    assert 3457 < int(precision[3]) < 3463
     beats = cells(fair_hypotheses.hypotheses())['1. MALoRA beats LoRA']
     assert beats[1:] == [
         *('+0.200 [-0.545, +0.945]', '-0.100, +0.200, +0.500', 'undecided so far, 3 of 5 seeds')
