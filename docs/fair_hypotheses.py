@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.sweeps import fair_task_counts
-from docs.tables_fair import MIN_SEEDS, MIXTURES, NO_RUNS, groups, planned_runs
+from docs.tables_fair import MIN_SEEDS, MIXTURES, NO_RUNS, differences_by_seed, groups, planned_runs
 from malora_jax import markdown
 from malora_jax.analysis import cells
 from malora_jax.analysis.page import NO_VALUE
@@ -40,6 +40,11 @@ class Hypothesis(NamedTuple):
     reference: str
     margin: float = 0.0
 
+    @property
+    def operands(self) -> str:
+        """The rows whose losses are subtracted, for tables."""
+        return f'`{self.row}` − `{self.reference}`'
+
 
 HYPOTHESES = (
     Hypothesis('1. MALoRA beats MoLoRA', 'malora', 'molora'),
@@ -59,7 +64,9 @@ def hypotheses() -> str:
     rows = [head]
     for text, row, reference, margin in HYPOTHESES:
         planned = min(_planned_seeds('fair_methods', name) for name in (row, reference))
-        rows.append((text, *_result(_gains('fair_methods', row, reference), planned, margin)))
+        rows.append(
+            (text, *_result(differences_by_seed('fair_methods', row, reference), planned, margin))
+        )
     for method, label in MIXTURES.items():
         text = f'2. The advantage of {label} grows with the number of tasks (change per 10 tasks)'
         planned = _planned_seeds('fair_task_counts', f'{method}-{max(fair_task_counts.COUNTS)}')
@@ -69,7 +76,7 @@ def hypotheses() -> str:
 
 def operands() -> str:
     """Return the rows whose losses the hypotheses on study A subtract, in their order."""
-    return ', '.join(f'`{each.row}` − `{each.reference}`' for each in HYPOTHESES) + '.'
+    return ', '.join(each.operands for each in HYPOTHESES) + '.'
 
 
 def precision_table() -> str:
@@ -79,8 +86,8 @@ def precision_table() -> str:
     """
     head = ('difference', 'seeds', 'standard deviation over seeds', 'half-width with 5 seeds')
     rows = [(*head, f'seeds for {_HALF_WIDTH:g}')]
-    for _, row, reference, _ in HYPOTHESES:
-        means = [*_means(_gains('fair_methods', row, reference)).values()]
+    for each in HYPOTHESES:
+        means = [*_means(differences_by_seed('fair_methods', each.row, each.reference)).values()]
         if len(means) >= MIN_SEEDS:
             deviation = statistics.stdev(means)
             enough = next(
@@ -90,7 +97,7 @@ def precision_table() -> str:
             )
             five = student_half_width(deviation, 5)
             texts = (f'{len(means)}', f'{deviation:.3f}', f'{five:.3f}', f'{enough}')
-            rows.append((f'`{row}` − `{reference}`', *texts))
+            rows.append((each.operands, *texts))
     return markdown.table(rows) if len(rows) > 1 else NO_RUNS
 
 
@@ -102,7 +109,7 @@ def seeds_table() -> str:
     seeds = known['lora'].by_seed('loss')
     rows = [('row', *(f'seed {seed}' for seed in seeds), 'mean, interval over seeds')]
     for name in known:
-        means = _means(_gains('fair_methods', name, 'lora'))
+        means = _means(differences_by_seed('fair_methods', name, 'lora'))
         if means and name != 'lora':
             texts = (f'{means[seed]:+.3f}' if seed in means else '' for seed in seeds)
             rows.append((f'`{name}`', *texts, _mean_over_seeds([*means.values()])))
@@ -111,14 +118,6 @@ def seeds_table() -> str:
 
 def _planned_seeds(study: str, row: str) -> int:
     return sum(run.variant == row for run in planned_runs(study).values())
-
-
-def _gains(study: str, row: str, reference: str) -> _Gains:
-    """Return the differences of two rows of a study; none if one of them is not recorded."""
-    known = groups(study)
-    if row not in known or reference not in known:
-        return {}
-    return known[row].differences_by_seed(known[reference], 'loss')
 
 
 def _slope_gains(method: str) -> _Gains:
@@ -132,7 +131,9 @@ def _slope_gains(method: str) -> _Gains:
     counts = np.array(fair_task_counts.COUNTS)
     centered = counts - counts.mean()
     weights = 10 * centered / (centered**2).sum()
-    gains = {n: _gains('fair_task_counts', f'{method}-{n}', f'lora-{n}') for n in counts}
+    gains = {
+        n: differences_by_seed('fair_task_counts', f'{method}-{n}', f'lora-{n}') for n in counts
+    }
     tasks = fair_task_counts.TASKS[: max(counts)]
 
     def slope(seed: int, task: str) -> np.ndarray:

@@ -94,8 +94,14 @@ def differences() -> Figure:
         change = changes[name]
         color = COLORS[_kind(name)]
         axes.plot(change.interval, [place, place], color=color)
-        few = len(known[name].by_seed('loss')) < tables_fair.MIN_SEEDS
-        axes.plot(change.mean, place, 'o', color=color, markerfacecolor='white' if few else color)
+        seeds = tables_fair.differences_by_seed('fair_methods', name, 'lora')
+        axes.plot(
+            change.mean,
+            place,
+            'o',
+            color=color,
+            markerfacecolor=color if len(seeds) >= tables_fair.MIN_SEEDS else 'white',
+        )
     for color, text in zip(COLORS, ('method', 'ablation', 'control'), strict=False):
         axes.plot([], [], 'o-', color=color, label=text)
     axes.plot([], [], 'o', color='black', markerfacecolor='white', label='one or two seeds')

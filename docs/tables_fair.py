@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from configs import fair_comparison, fair_real_tasks
 from configs.sweeps import (
     fair_methods,
@@ -25,7 +27,7 @@ from malora_jax.analysis import cells
 from malora_jax.runs import LoadedRun, SeedGroup
 from malora_jax.runs.paper import PAPER_TABLES
 from malora_jax.runs.records import SUFFIX, restore_record
-from malora_jax.statistics import PairedDifference
+from malora_jax.statistics import PairedDifference, hierarchical_bootstrap
 from malora_jax.sweeps import SweepRun, expand
 
 STUDIES = {
@@ -182,36 +184,43 @@ def trained_parameters(group: SeedGroup) -> int:
     return count * len(group.tasks) if group.name == BY_TASK else count
 
 
-# Several tables and pictures show the same differences, whose intervals take a second each.
-@functools.cache
-def loss_difference(
+def differences_by_seed(
     study: str, row: str, reference: str, tasks: tuple[str, ...] = ()
-) -> PairedDifference | None:
-    """Return the loss of a row of a study minus that of another.
+) -> dict[int, dict[str, np.ndarray]]:
+    """Return the loss of a row of a study minus that of another, on each question.
 
     Args:
         study: Name of the study.
         row: Name of the row.
         reference: Name of the row to subtract.
-        tasks: Names of the tasks to average over; () for all tasks of the row.
+        tasks: Names of the tasks; () for all tasks of the row.
 
     Returns:
-        The difference, paired by seed and question. None if the rows are the same, if one of them
-        is not recorded, or if they have no seed with the same questions in common.
+        For each seed that both rows have: (Q,) differences by task. It is empty if the rows are the
+        same, if one of them is not recorded, or if they have no seed with the same questions.
     """
     known = groups(study)
     if row == reference or row not in known or reference not in known:
-        return None
-    return known[row].difference_over_seeds(known[reference], 'loss', tasks)
+        return {}
+    return known[row].differences_by_seed(known[reference], 'loss', tasks)
+
+
+# Several tables and pictures show the same differences, whose intervals take a second each.
+@functools.cache
+def loss_difference(
+    study: str, row: str, reference: str, tasks: tuple[str, ...] = ()
+) -> PairedDifference | None:
+    """Return the mean of `differences_by_seed` with its interval; None if there are none."""
+    differences = differences_by_seed(study, row, reference, tasks)
+    return hierarchical_bootstrap([*differences.values()]) if differences else None
 
 
 def _difference_cell(study: str, row: str, reference: str, tasks: tuple[str, ...] = ()) -> str:
     """Return `loss_difference` as text, with the number of seeds if these allow no verdict."""
     change = loss_difference(study, row, reference, tasks)
-    if change:
-        seeds = len(groups(study)[row].differences_by_seed(groups(study)[reference], 'loss', tasks))
-        if seeds < MIN_SEEDS:
-            return f'{cells.nats(change)}, {seeds} seed{"s" if seeds > 1 else ""}'
+    seeds = len(differences_by_seed(study, row, reference, tasks))
+    if change and seeds < MIN_SEEDS:
+        return f'{cells.nats(change)}, {seeds} seed{"s" if seeds > 1 else ""}'
     return cells.loss_difference(change)
 
 
