@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.sweeps import fair_task_counts
-from docs.tables_fair import MIN_SEEDS, MIXTURES, NO_RUNS, differences_by_seed, groups, planned_runs
+from docs.fair_number_of_tasks import MIXTURES
+from docs.tables_fair import MIN_SEEDS, NO_RUNS, differences_by_seed, groups, planned_runs
 from malora_jax import markdown
 from malora_jax.analysis import cells
 from malora_jax.analysis.page import NO_VALUE

@@ -21,6 +21,7 @@ from typing import Any
 from docs import (
     draw_layer,
     fair_hypotheses,
+    fair_number_of_tasks,
     fair_repetitions,
     fair_why,
     notebooks,
@@ -56,7 +57,8 @@ def main() -> None:
     computed |= fair_repetitions.VALUES
     values |= {name: compute() for name, compute in computed.items()}
     parts = tables_training.PARTS | tables_use.PARTS | tables_scale.PARTS | tables_ultralink.PARTS
-    parts |= tables_fair.PARTS | fair_hypotheses.PARTS | fair_repetitions.PARTS | fair_why.PARTS
+    parts |= tables_fair.PARTS | fair_hypotheses.PARTS | fair_number_of_tasks.PARTS
+    parts |= fair_repetitions.PARTS | fair_why.PARTS
     parts['get the code'] = repository.get_the_code
     for name in records.names():
         parts[f'conditions {name}'] = functools.partial(records.conditions, name)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs.sweeps import fair_methods, fair_rates, fair_task_counts
-from docs import tables_fair
+from docs import fair_number_of_tasks, tables_fair
 from malora_jax.analysis.figures import COLORS, metric_curve, save, smooth, without_mathtext
 
 # Rows of study A whose subject is their size.
@@ -139,8 +139,8 @@ def training_curves() -> Figure:
 def task_counts() -> Figure:
     """Draw the differences of MoLoRA and MALoRA from LoRA by the number of tasks."""
     figure, axes = _figure(6, 3.6)
-    for number, (method, label) in enumerate(tables_fair.MIXTURES.items()):
-        curve = tables_fair.differences_by_count(method)
+    for number, (method, label) in enumerate(fair_number_of_tasks.MIXTURES.items()):
+        curve = fair_number_of_tasks.differences_by_count(method)
         places = [fair_task_counts.COUNTS.index(count) + 0.1 * number for count in curve]
         means = np.array([change.mean for change in curve.values()])
         ends = np.array([change.interval for change in curve.values()]).reshape(-1, 2).T

@@ -168,7 +168,7 @@ def methods_table(names: Iterable[str], references: Sequence[str], paper: str = 
             f'{group.runs[0].raw_config["optimizer"]["learning_rate"]:g}',
             f'{len(group.by_seed("loss"))}',
             cells.loss(group.mean_over_seeds('loss'), group.interval_over_seeds('loss')),
-            *(_difference_cell('fair_methods', group.name, name) for name in references),
+            *(difference_cell('fair_methods', group.name, name) for name in references),
             cells.score((group.mean_over_seeds('score'), group.interval_over_seeds('score'))),
         ]
         if paper:
@@ -215,7 +215,7 @@ def loss_difference(
     return hierarchical_bootstrap([*differences.values()]) if differences else None
 
 
-def _difference_cell(study: str, row: str, reference: str, tasks: tuple[str, ...] = ()) -> str:
+def difference_cell(study: str, row: str, reference: str, tasks: tuple[str, ...] = ()) -> str:
     """Return `loss_difference` as text, with the number of seeds if these allow no verdict."""
     change = loss_difference(study, row, reference, tasks)
     seeds = len(differences_by_seed(study, row, reference, tasks))
@@ -257,55 +257,9 @@ def tasks_table() -> str:
     rows = [['row', *tasks]]
     for name in (*fair_rates.METHODS, BY_TASK):
         if name in known and name != 'lora':
-            changes = (_difference_cell('fair_methods', name, 'lora', (task,)) for task in tasks)
+            changes = (difference_cell('fair_methods', name, 'lora', (task,)) for task in tasks)
             rows.append([f'`{name}`', *changes])
     return markdown.table(rows)
-
-
-# Mixtures of study B, with their names in tables.
-MIXTURES = {'malora': 'MALoRA', 'molora': 'MoLoRA'}
-
-
-def differences_by_count(method: str) -> dict[int, PairedDifference]:
-    """Return the difference of the losses from LoRA's in study B, by number of tasks."""
-    changes = {
-        count: loss_difference('fair_task_counts', f'{method}-{count}', f'lora-{count}')
-        for count in fair_task_counts.COUNTS
-    }
-    return {count: change for count, change in changes.items() if change}
-
-
-def task_counts_table() -> str:
-    """Return the table of differences from LoRA by number of tasks."""
-    known = groups('fair_task_counts')
-    if not known:
-        return NO_RUNS
-    first = fair_task_counts.TASKS[: min(fair_task_counts.COUNTS)]
-    rows = [('tasks', 'LoRA, loss', 'MoLoRA − LoRA', 'MALoRA − LoRA', 'MoLoRA − LoRA, first two')]
-    for count in fair_task_counts.COUNTS:
-        lora = f'lora-{count}'
-        if lora not in known:
-            continue
-        changes = (
-            _difference_cell('fair_task_counts', f'{method}-{count}', lora, tasks)
-            for method, tasks in (('molora', ()), ('malora', ()), ('molora', first))
-        )
-        rows.append((f'{count}', cells.loss(known[lora].mean_over_seeds('loss')), *changes))
-    return markdown.table(rows)
-
-
-def single_tasks_table() -> str:
-    """Return the table of what each task gains or loses by being trained with the eleven others."""
-    known = groups('fair_task_counts')
-    most = max(fair_task_counts.COUNTS)
-    rows = [['task', *fair_task_counts.METHODS]]
-    for task in fair_task_counts.TASKS:
-        changes = (
-            _difference_cell('fair_task_counts', f'{method}-{most}', f'{method}-{task}', (task,))
-            for method in fair_task_counts.METHODS
-        )
-        rows.append([task, *changes])
-    return markdown.table(rows) if known else NO_RUNS
 
 
 def real_tasks_table() -> str:
@@ -318,7 +272,7 @@ def real_tasks_table() -> str:
     rows = [(*head, f'*{paper.title}, %*')]
     for name, group in known.items():
         changes = (
-            _difference_cell('fair_real_tasks', name, reference) for reference in ('lora', 'molora')
+            difference_cell('fair_real_tasks', name, reference) for reference in ('lora', 'molora')
         )
         rows.append(
             (
@@ -354,8 +308,6 @@ PARTS: dict[str, Callable[[], str]] = {
     ),
     'fair base': base_table,
     'fair tasks': tasks_table,
-    'fair task counts': task_counts_table,
-    'fair single tasks': single_tasks_table,
     'fair real rates': functools.partial(rates_table, 'fair_real_rates'),
     'fair real tasks': real_tasks_table,
 }

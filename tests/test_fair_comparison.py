@@ -9,7 +9,14 @@ from ml_collections import ConfigDict
 
 from configs import fair_comparison
 from configs.sweeps import fair_task_counts
-from docs import fair_hypotheses, fair_repetitions, fair_why, pictures_fair, tables_fair
+from docs import (
+    fair_hypotheses,
+    fair_number_of_tasks,
+    fair_repetitions,
+    fair_why,
+    pictures_fair,
+    tables_fair,
+)
 from malora_jax.runs.records import write_record
 from malora_jax.statistics import seed_interval
 from tests.helpers.finished_runs import QUESTIONS, write_finished_run
@@ -196,7 +203,7 @@ def test_the_growth_with_the_number_of_tasks(archive):
         for seed in (0, 1, 2):
             losses |= {f'lora-{count}-seed{seed}': 1.0, f'molora-{count}-seed{seed}': 1.0 + change}
     record(archive, 'fair_task_counts', losses)
-    table = cells(tables_fair.task_counts_table())
+    table = cells(fair_number_of_tasks.task_counts_table())
     assert [row[1].split()[0] for row in [*table.values()][1:]] == [
         *('+0.100', '+0.000', '-0.100', '-0.200')
     ]
@@ -365,8 +372,9 @@ def test_an_empty_archive_says_so(figures):
     for name in pictures_fair.PICTURES:
         draw(name)
         assert figures[name] == []
+    parts = tables_fair.PARTS | fair_number_of_tasks.PARTS
     for name in ('fair methods', 'fair rates', 'fair task counts', 'fair real tasks', 'fair base'):
-        assert tables_fair.PARTS[name]() == tables_fair.NO_RUNS
+        assert parts[name]() == tables_fair.NO_RUNS
     assert fair_hypotheses.seeds_table() == tables_fair.NO_RUNS
     assert fair_why.gradients_table() == tables_fair.NO_RUNS
 
