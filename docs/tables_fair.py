@@ -27,7 +27,7 @@ from malora_jax.analysis import cells
 from malora_jax.runs import LoadedRun, SeedGroup
 from malora_jax.runs.paper import PAPER_TABLES
 from malora_jax.runs.records import SUFFIX, restore_record
-from malora_jax.statistics import PairedDifference, hierarchical_bootstrap
+from malora_jax.statistics import PairedDifference
 from malora_jax.sweeps import SweepRun, expand
 
 STUDIES = {
@@ -199,10 +199,8 @@ def differences_by_seed(
         For each seed that both rows have: (Q,) differences by task. It is empty if the rows are the
         same, if one of them is not recorded, or if they have no seed with the same questions.
     """
-    known = groups(study)
-    if row == reference or row not in known or reference not in known:
-        return {}
-    return known[row].differences_by_seed(known[reference], 'loss', tasks)
+    pair = _recorded_pair(study, row, reference)
+    return pair[0].differences_by_seed(pair[1], 'loss', tasks) if pair else {}
 
 
 # Several tables and pictures show the same differences, whose intervals take a second each.
@@ -211,8 +209,16 @@ def loss_difference(
     study: str, row: str, reference: str, tasks: tuple[str, ...] = ()
 ) -> PairedDifference | None:
     """Return the mean of `differences_by_seed` with its interval; None if there are none."""
-    differences = differences_by_seed(study, row, reference, tasks)
-    return hierarchical_bootstrap([*differences.values()]) if differences else None
+    pair = _recorded_pair(study, row, reference)
+    return pair[0].difference_over_seeds(pair[1], 'loss', tasks) if pair else None
+
+
+def _recorded_pair(study: str, row: str, reference: str) -> tuple[SeedGroup, SeedGroup] | None:
+    """Return two rows of a study; None if they are the same, or if one of them is not recorded."""
+    known = groups(study)
+    if row == reference or row not in known or reference not in known:
+        return None
+    return known[row], known[reference]
 
 
 def difference_cell(study: str, row: str, reference: str, tasks: tuple[str, ...] = ()) -> str:
