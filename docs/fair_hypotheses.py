@@ -80,6 +80,18 @@ def operands() -> str:
     return ', '.join(each.operands for each in HYPOTHESES) + '.'
 
 
+def scores_table() -> str:
+    """Return the table of the differences of the exact match, for the hypotheses on study A."""
+    rows = [('difference', 'exact match, percentage points', 'of each seed')]
+    for each in HYPOTHESES:
+        gains = differences_by_seed('fair_methods', each.row, each.reference, metric='score')
+        if gains:
+            change = hierarchical_bootstrap([*gains.values()])
+            by_seed = ', '.join(f'{100 * mean:+.1f}' for mean in _means(gains).values())
+            rows.append((each.operands, cells.score_difference(change), by_seed))
+    return markdown.table(rows) if len(rows) > 1 else NO_RUNS
+
+
 def precision_table() -> str:
     """Return the table of how precise the differences of the hypotheses on study A are.
 
@@ -189,5 +201,6 @@ PARTS: dict[str, Callable[[], str]] = {
     'fair operands': operands,
     'fair precision': precision_table,
     'fair hypotheses': hypotheses,
+    'fair scores': scores_table,
     'fair seeds': seeds_table,
 }

@@ -22,6 +22,7 @@ from docs import tables_fair
 from docs.records import RESULTS
 from malora_jax import files, markdown
 from malora_jax.analysis.expert_similarity import SIDES
+from malora_jax.runs import LoadedRun
 
 DIRECTORY = 'fair_why'
 _DIGITS = 4
@@ -176,13 +177,29 @@ def _norms(records: Sequence[Mapping[str, float]], name: str) -> str:
     return ' → '.join(f'{statistics.median(end):.2g}' for end in ends) if norms else '–'
 
 
+def clipped_steps() -> dict[str, float]:
+    """Return the percentage of the steps of the first seed whose gradient is clipped, by method."""
+    known = tables_fair.groups('fair_methods')
+    return {
+        method: _clipped(known[method].runs[0]) for method in fair_rates.METHODS if method in known
+    }
+
+
+def _clipped(run: LoadedRun) -> float:
+    limit = run.raw_config['optimizer']['clip_norm']
+    return 100 * statistics.fmean(record['gradient_norm'] > limit for record in run.records)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     'fair routing': routing_table,
     'fair gates': gates_table,
     'fair similarity': similarity_table,
     'fair gradients': gradients_table,
 }
-VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {'gates': gate_sums}
+VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    'gates': gate_sums,
+    'clipped': clipped_steps,
+}
 
 
 if __name__ == '__main__':

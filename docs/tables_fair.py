@@ -185,22 +185,23 @@ def trained_parameters(group: SeedGroup) -> int:
 
 
 def differences_by_seed(
-    study: str, row: str, reference: str, tasks: tuple[str, ...] = ()
+    study: str, row: str, reference: str, tasks: tuple[str, ...] = (), metric: str = 'loss'
 ) -> dict[int, dict[str, np.ndarray]]:
-    """Return the loss of a row of a study minus that of another, on each question.
+    """Return the loss or score of a row of a study minus that of another, on each question.
 
     Args:
         study: Name of the study.
         row: Name of the row.
         reference: Name of the row to subtract.
         tasks: Names of the tasks; () for all tasks of the row.
+        metric: 'loss' or 'score'.
 
     Returns:
         For each seed that both rows have: (Q,) differences by task. It is empty if the rows are the
         same, if one of them is not recorded, or if they have no seed with the same questions.
     """
     pair = _recorded_pair(study, row, reference)
-    return pair[0].differences_by_seed(pair[1], 'loss', tasks) if pair else {}
+    return pair[0].differences_by_seed(pair[1], metric, tasks) if pair else {}
 
 
 # Several tables and pictures show the same differences, whose intervals take a second each.

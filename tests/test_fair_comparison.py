@@ -45,8 +45,11 @@ def forget():
         cached.cache_clear()
 
 
-def record(home, study, losses, validation=None):
-    """Record runs of a study: each by name, with its loss; questions depend on the seed."""
+def record(home, study, losses, validation=None, correct=None):
+    """Record runs of a study: each by name, with its loss; questions depend on the seed.
+
+    Of the 40 questions of each task, a run answers `correct[name]` correctly, or else 20.
+    """
     runs = tables_fair.planned_runs(study)
     for name, loss in losses.items():
         config = ConfigDict(runs[name].config)
@@ -57,7 +60,7 @@ def record(home, study, losses, validation=None):
         write_finished_run(
             home / study / name,
             config,
-            20,
+            (correct or {}).get(name, 20),
             seed=runs[name].seed,
             nats=nats,
             question_format=f'{runs[name].seed} {{}}',
@@ -161,6 +164,18 @@ def test_differences_of_each_seed(archive):
     assert beats[1:] == [
         *('+0.200 [-0.545, +0.945]', '-0.100, +0.200, +0.500', 'undecided so far, 3 of 5 seeds')
     ]
+
+
+def test_differences_of_the_exact_match(archive):
+    correct = {f'malora-seed{seed}': count for seed, count in enumerate((24, 24, 18))}
+    names = [f'{row}-seed{seed}' for row in ('lora', 'malora') for seed in range(3)]
+    record(archive, 'fair_methods', dict.fromkeys(names, 1.0), correct=correct)
+    table = cells(fair_hypotheses.scores_table())
+    assert [*table] == ['difference', '`malora` − `lora`']
+    change, by_seed = table['`malora` − `lora`']
+    assert by_seed == '+10.0, +10.0, -5.0'
+    # One of 27 resamples has the last seed only, whose difference is negative.
+    assert change.startswith('+5.0 [-') and change.endswith(', not significant')
 
 
 @pytest.mark.parametrize(
@@ -309,6 +324,14 @@ def test_gradients_in_the_first_and_last_steps(archive):
     run.__dict__['records'] = records
     (row,) = [*cells(fair_why.gradients_table()).values()][1:]
     assert row == ['6 → 0.38']
+
+
+def test_the_share_of_clipped_steps(archive):
+    record(archive, 'fair_methods', {'lora-seed0': 1.0})
+    run = tables_fair.groups('fair_methods')['lora'].runs[0]
+    assert run.raw_config['optimizer']['clip_norm'] == 1.0
+    run.__dict__['records'] = [{'gradient_norm': norm} for norm in (8, 1.5, 1, 0.5, 0.25)]
+    assert fair_why.VALUES['clipped']() == {'lora': 40.0}
 
 
 @pytest.mark.parametrize('row', ['malora', 'malora_small'])
