@@ -9,10 +9,12 @@ WORKDIR ?= runs/quickstart
 ARGS ?=
 
 # Each file is run by one process. Three processes keep two cores busy, because tests also wait: for
-# signals, for a server, or for commands that start. Two are enough in targets that run beside
-# another. setup.cfg lists the markers.
+# signals, for a server, or for commands that start. More only take the cores from each other: five
+# need a fifth more processor time than two for the same tests. So test-runs and most targets beside
+# it in continuous integration have three together. setup.cfg lists the markers.
 PROCESSES := 3
-test-fuzz test-tpu test-gpu-plan test-export: PROCESSES := 2
+test-runs test-fuzz: PROCESSES := 2
+test-tpu test-gpu-plan test-export: PROCESSES := 1
 PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 .PHONY: setup train test test-runs test-quickstart test-devices test-tpu test-gpu-plan test-fuzz test-export test-vllm test-nnx test-release test-colab docs lint format clean
@@ -25,8 +27,11 @@ $(VENV)/ready: setup.cfg setup.py pyproject.toml requirements-quickstart.txt
 	@$(PYTHON) -m venv $(VENV) \
 	  || { echo 'No virtual environment: on Debian, apt-get install python3-venv.' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[quickstart,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-quickstart.txt
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[quickstart,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement requirements-quickstart.txt
+	@# On all cores, of which pip uses one. Like pip, it ignores files that do not compile. This code,
+	@# too: where Python writes no bytecode, each command would compile it again.
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib malora_jax experiments configs tests || true
 	@touch $@
 
 # Fine-tunes SmolLM2-135M on the quickstart's tasks; again to resume.

@@ -37,6 +37,7 @@ from docs import (
     tables_ultralink,
     tables_use,
 )
+from malora_jax.frames import call_with_room
 
 DOCS = repository.ROOT / 'docs'
 _MARK = re.compile(r'<!-- (generated|value): (.*?) -->(.*?)<!-- end -->', re.DOTALL)
@@ -99,4 +100,4 @@ def fill(
 
 
 if __name__ == '__main__':
-    main()
+    call_with_room(main)

@@ -1,5 +1,6 @@
 """Command-line entry points: each parses its flags and makes one library call."""
 
+import gc
 import sys
 
 from malora_jax import shutdown
@@ -31,3 +32,5 @@ def _is_resumable() -> bool:
 # early because importing JAX takes seconds, during which a signal may arrive.
 if sys.argv[:1] == ['-m']:
     shutdown.install_handlers(_is_resumable())
+    # Nothing that is imported becomes garbage. `cli.call_and_exit` turns collections on again.
+    gc.disable()

@@ -4,8 +4,6 @@ import os
 import pathlib
 import sys
 
-import jax
-
 from malora_jax import files
 
 # Maximum size of the cache in bytes; the least recently used programs are deleted first.
@@ -30,6 +28,8 @@ def enable() -> None:
     except OSError as error:
         print(f'The compilation cache is disabled: {error}.', file=sys.stderr)
         return
+    import jax  # Here, because some commands need it only for a local model.
+
     jax.config.update('jax_compilation_cache_dir', str(directory))
     jax.config.update('jax_compilation_cache_max_size', MAX_SIZE)
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
-# Maximum number of question indices that are drawn at once (8 MB of int64), so that memory does not
-# grow with the number of bootstrap resamples.
-_CHUNK_ITEMS = 2**20
+# Maximum number of question indices that are drawn at once, so that memory does not grow with the
+# number of bootstrap resamples. Arrays of 0.5 MB stay in a core's cache, which saves a third of the
+# time of arrays of 8 MB.
+_CHUNK_ITEMS = 2**16
 
 
 class Interval(NamedTuple):
@@ -171,6 +171,9 @@ def student_half_width(deviation: float, count: int, level: float = 0.95) -> flo
         count: Number of values, at least 2.
         level: Confidence level: share of such intervals that contain the true mean.
     """
+    # Imported here because it takes a tenth of the start of commands, most of which do not need it.
+    from scipy import special
+
     return float(special.stdtrit(count - 1, 0.5 + level / 2) * deviation / math.sqrt(count))
 
 

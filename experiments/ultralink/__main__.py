@@ -20,13 +20,13 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, compilation_cache
 from experiments.ultralink import stage_flags
 from malora_jax import commands, shutdown
 from malora_jax.errors import UserError, unknown_name
 from malora_jax.ultralink.estimate import estimate
 from malora_jax.ultralink.llm.cache import CachedModel
-from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
+from malora_jax.ultralink.llm.model_choice import ModelChoice, is_local, open_model
 from malora_jax.ultralink.pipeline import GROUPS
 from malora_jax.ultralink.preview import preview
 from malora_jax.ultralink.stage import StageRun
@@ -58,7 +58,7 @@ def main() -> None:
     # absl prints this docstring above the flags in --help.
     sys.modules['__main__'].__doc__ = command_flags.help
     flags.adopt_module_key_flags(stage_flags)
-    cli.run_without_config(lambda: _run(stage, command_flags))
+    cli.run_without_config(lambda: _run(stage, command_flags), compiles=False)
 
 
 def _listing() -> str:
@@ -72,6 +72,8 @@ def _listing() -> str:
 
 def _run(stage: Stage | FileCommand, command_flags: stage_flags.StageFlags) -> None:
     run, choice = command_flags.parse()
+    if choice and is_local(choice.llm):
+        compilation_cache.enable()
     if isinstance(stage, FileCommand):
         text, status = stage.function(run)
         print(text)

@@ -139,7 +139,6 @@ def max_joint_runs(run: RunConfig, memory: int) -> int:
     return max(0, (int(memory * USABLE_SHARE) - base) // own)
 
 
-@functools.cache
 def row_bytes(model: Decoder, sequence_length: int) -> int:
     """Return the memory of one row of a batch, in bytes.
 
@@ -210,6 +209,8 @@ def _advice(run: RunConfig, estimates: list[MemoryEstimate]) -> str:
     return 'Not even one row fits: make data.sequence_length or the adapter smaller.'
 
 
+# Shared by quantization formats, and the recomputed layer also by rematerialization policies.
+@functools.cache
 def _saved_bytes(model: Decoder, rows: int, sequence_length: int) -> int:
     """Return the bytes of the arrays that JAX saves for the backward pass.
 

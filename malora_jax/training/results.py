@@ -1,12 +1,14 @@
 """Results of a run: scored answers, `results.json`, the table of scores and the plots."""
 
 import dataclasses
+import functools
 import pathlib
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from malora_jax import cloud_storage, files
@@ -291,11 +293,17 @@ def _routing_results(
     """
     if not routing:
         return {}
-    metrics = {
-        'balance_loss': load_balancing.mean_balance_loss(routing, adapter),
-        **load_balancing.routing_metrics(routing),
-    }
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(value) for name, value in _routing_metrics(routing, adapter).items()}
+
+
+# As one program, because each of twenty operations would be compiled on its own. It is at module
+# level, so that runs with the same adapter in one process share it.
+@functools.partial(jax.jit, static_argnames='adapter')
+def _routing_metrics(
+    routing: Mapping[str, load_balancing.RoutingSums], adapter: AdapterConfig
+) -> dict[str, jax.Array]:
+    loss = load_balancing.mean_balance_loss(routing, adapter)
+    return {'balance_loss': loss, **load_balancing.routing_metrics(routing)}
 
 
 def _load_by_linear(

@@ -100,7 +100,7 @@ def collections_of(config: AdapterConfig, leaves):
 
 def random_leaves(experts: LowRankExperts, inputs: int, seed: int = 0):
     """Return random normal leaves, B included, scaled so that Δ is of order one."""
-    made = nn.unbox(experts.init(jax.random.key(0), jnp.zeros((1, inputs))))
+    made = nn.unbox(jax.eval_shape(experts.init, jax.random.key(0), jnp.zeros((1, inputs))))
     shapes = made['adapter'] | made.get('adapter_frozen', {})
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -276,7 +276,7 @@ def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace
     expected = reference.adapter_update(
         float64(x_ND), float64(leaves), config, tasks=tasks_of(config, 5)
     )
-    found = module.apply(collections_of(config, leaves), x_ND, None, groups_of(config, 5))
+    found = jax.jit(module.apply)(collections_of(config, leaves), x_ND, None, groups_of(config, 5))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -355,7 +355,7 @@ def test_every_slot_has_a_place_of_its_own_in_a_tile_of_its_expert(tokens, num_e
     chosen_NK = np.sort(ranked_NE[:, :top_k], axis=1)
     selected_NE = np.zeros((tokens, num_experts), np.float32)
     np.put_along_axis(selected_NE, chosen_NK, 1, axis=1)
-    slots, expert_NK = dispatch.sort_by_expert(jnp.asarray(selected_NE), top_k)
+    slots, expert_NK = jax.jit(dispatch.sort_by_expert, static_argnums=1)(selected_NE, top_k)
     np.testing.assert_array_equal(expert_NK, chosen_NK)
     places = np.asarray(slots.position)
     assert len(np.unique(places)) == tokens * top_k

@@ -20,11 +20,12 @@ from malora_jax.adapters.base_structure import SubspaceStructure
 from malora_jax.adapters.rank_experts import RankExperts
 from malora_jax.distributed import hlo, sharding
 from malora_jax.distributed.mesh import MeshConfig, use_mesh
+from malora_jax.frames import call_with_room
 from malora_jax.models.decoder import Decoder, abstract_variables
-from malora_jax.training.state import TrainState, abstract_state
+from malora_jax.training.state import abstract_state
 from malora_jax.training.step import make_train_step
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
-from tests.helpers.steps import make_hyperparameters, record_gradients
+from tests.helpers.steps import make_hyperparameters, new_state, record_gradients
 
 DEVICES, STEPS, TASKS = 8, 5, 2
 BASE = {'vocab_size': 320, 'head_width': 22, 'hidden': 104}
@@ -45,16 +46,10 @@ def train_five_steps(
     params = variables['params']
     if boxed is not None:
         params = jax.device_put(params, boxed['params'])
-    adapter = variables['adapter']
     state = jax.tree.map(
-        lambda shape, leaf: jax.device_put(jnp.copy(leaf), shape.sharding),
+        lambda shape, leaf: jax.device_put(leaf, shape.sharding),
         abstract_state(model, optimizer, params),
-        TrainState(
-            step=jnp.int32(0),
-            adapter=adapter,
-            adapter_frozen=variables.get('adapter_frozen', {}),
-            opt_state=optimizer.init(adapter),
-        ),
+        new_state(variables, optimizer),
     )
     train_step = make_train_step(
         model,
@@ -135,4 +130,4 @@ def main(cases: dict[str, dict[str, list[int]]]) -> None:
 
 if __name__ == '__main__':
     jax.config.update('jax_num_cpu_devices', DEVICES)
-    main(json.loads(sys.argv[1]))
+    call_with_room(lambda: main(json.loads(sys.argv[1])))

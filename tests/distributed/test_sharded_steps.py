@@ -7,6 +7,7 @@ They are in a separate process, because the number of devices is fixed when JAX 
 import concurrent.futures
 import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -72,6 +73,8 @@ def _measure(cases: dict[str, dict[str, tuple[int, ...]]]) -> list[dict]:
     done = subprocess.run(
         [sys.executable, '-m', 'tests.distributed.sharded_steps', json.dumps(cases)],
         cwd=ROOT,
+        # No program is compiled twice, and to keep one takes a tenth of the time of compiling it.
+        env={**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'},
         capture_output=True,
         text=True,
         timeout=1800,

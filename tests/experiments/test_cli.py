@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -161,6 +162,24 @@ def test_help_says_how_to_list_and_override_the_fields_of_a_config():
 
 def test_help_lists_the_flags_that_commands_share():
     assert '\n  --weights: ' in run('export', '--help').stdout
+
+
+def test_garbage_is_collected_after_the_imports(tmp_path):
+    """Commands load without collections, which must not stay off; what is loaded is exempt."""
+    config = tmp_path / 'collections.py'
+    config.write_text(
+        'import gc\n'
+        'def get_config():\n'
+        '    raise ValueError(f"collects: {gc.isenabled()}, exempt: {gc.get_freeze_count()}")\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-m', 'experiments.plan', f'--config={config}'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    collects, exempt = re.search(r'collects: (\w+), exempt: (\d+)', done.stderr).groups()
+    assert collects == 'True' and int(exempt) > 100_000
 
 
 def test_train_prints_the_table_and_evaluate_finds_the_same_scores(tmp_path):

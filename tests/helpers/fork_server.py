@@ -8,6 +8,7 @@ the fork, so that there are no threads whose locks could block a child.
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -188,4 +189,5 @@ def _child(request: dict[str, Any], out: int, err: int) -> int:
 if __name__ == '__main__':
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # Collections in a fork would copy the pages of all imported objects.
     _serve()

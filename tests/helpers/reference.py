@@ -4,13 +4,17 @@ It is written from the equations alone, with the paper's letters and orientation
 shares no code with the library.
 """
 
+import functools
 import itertools
 from typing import NamedTuple
 
 import numpy as np
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.settings import settings_of
+from malora_jax.adapters import settings as flat_settings
+
+# Cached, because the reference asks for them at every token, and creating them checks each field.
+settings_of = functools.cache(flat_settings.settings_of)
 
 
 def softmax(logits):
@@ -111,7 +115,8 @@ def _scores(x, dropped, leaves, settings):
 
 def sampled_routing(order_K, config: AdapterConfig):
     """Return the routing of one token to sampled experts, with equal gates."""
-    chosen = np.isin(np.arange(config.num_experts), order_K)
+    chosen = np.zeros(config.num_experts, bool)
+    chosen[order_K] = True
     unknown = np.full(len(chosen), np.nan)
     return TokenRouting(chosen / len(order_K), unknown, unknown, chosen)
 

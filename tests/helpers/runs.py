@@ -18,6 +18,7 @@ from typing import Any
 from configs.common import base_config
 from malora_jax.data import Example, Task, exact_match, register_task
 from malora_jax.data.tasks import take_distinct
+from malora_jax.frames import call_with_room
 
 TASKS = ('toy_copy', 'toy_reverse')
 STEPS = 6
@@ -109,7 +110,7 @@ def main(
     original_write, metrics.MetricWriter.write = metrics.MetricWriter.write, write
     original_save, checkpoint.Checkpoints.save = checkpoint.Checkpoints.save, save
     settings = toy_run_config(pathlib.Path(weights), method, **json.loads(changes))
-    train(settings, cloud_storage.localize(workdir))
+    call_with_room(lambda: train(settings, cloud_storage.localize(workdir)))
 
 
 if __name__ == '__main__':

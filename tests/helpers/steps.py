@@ -45,8 +45,11 @@ RECORDER = record_gradients(optax.set_to_zero())
 
 def new_state(variables: Any, optimizer: optax.GradientTransformation, step: int = 0) -> TrainState:
     """Return a state from copies of the variables, because a training step donates its buffers."""
-    adapter = jax.tree.map(jnp.copy, variables['adapter'])
-    frozen = jax.tree.map(jnp.copy, variables.get('adapter_frozen', {}))
+    # By way of NumPy: JAX would compile a program that copies, one for each shape.
+    adapter, frozen = jax.tree.map(
+        lambda leaf: jnp.array(np.asarray(leaf)),
+        (variables['adapter'], variables.get('adapter_frozen', {})),
+    )
     return TrainState(jnp.int32(step), adapter, frozen, optimizer.init(adapter))
 
 

@@ -34,7 +34,7 @@ from tests.helpers.reference_decoder import (
     to_float64,
 )
 from tests.helpers.reference_rloo import Orders, sampled_losses, sampled_orders
-from tests.helpers.steps import make_hyperparameters, record_gradients
+from tests.helpers.steps import make_hyperparameters, new_state, record_gradients
 
 NUM_TASKS = 2
 SIZE, STEP = 0.2, 1e-5  # Size of the values, and step of the differences relative to it.
@@ -159,14 +159,11 @@ def trained(name: str) -> Trained:
         tied=False,
     )
     before = decided_variables(model)
-    params, adapter, frozen = (
-        jax.tree.map(jnp.array, before.get(key, {}))
-        for key in ('params', 'adapter', 'adapter_frozen')
-    )
+    params = jax.tree.map(jnp.array, before['params'])
     optimizer = record_gradients(make_optimizer(ADAMW, 10))
     schedule = learning_rate_schedule(ADAMW, 10)
     train_step = make_train_step(model, optimizer, schedule, NUM_TASKS)
-    state = TrainState(jnp.int32(0), adapter, frozen, optimizer.init(adapter))
+    state = new_state(before, optimizer)
     after, metrics = train_step(state, params, BATCH, make_hyperparameters(model.adapter, ADAMW))
     orders = None
     if model.adapter.router.samples:

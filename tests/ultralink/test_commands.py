@@ -18,6 +18,16 @@ from tests.ultralink.helpers import read_rows, run, write_rows
 pytestmark = pytest.mark.slow
 
 
+def test_commands_start_without_jax():
+    """It would take most of the time of commands that only read files."""
+    code = (
+        'import sys, experiments.ultralink.__main__\n'
+        'print({"jax", "grain", "openai", "malora_jax.data"} & {*sys.modules})'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("{'malora_jax.data'}\n", '')
+
+
 def test_from_documents_to_dialogues(tmp_path, weights):
     # The tiny tokenizer has a token for almost every byte.
     source = write_rows(tmp_path / 'wiki.jsonl', [document('fr', i) for i in range(4)])

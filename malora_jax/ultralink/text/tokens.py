@@ -13,11 +13,6 @@ from typing import Any
 import tokenizers
 
 from malora_jax.errors import UserError, unknown_name
-from malora_jax.export.fingerprints import text_fingerprint
-from malora_jax.models.config import PRESETS, preset
-from malora_jax.models.loading import tokenizer_gguf, tokenizer_huggingface
-from malora_jax.models.loading.base_model import find_tokenizer
-from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.ultralink.optional_imports import import_extra
 
 # Name of the paper's tokenizer, in --tokenizer and in tiktoken.
@@ -62,6 +57,13 @@ def load_token_counter(name_or_path: str) -> TokenCounter:
     """
     if name_or_path == CL100K:
         return _load_cl100k()
+    # Imported here because they load JAX, which other commands of UltraLink do not need.
+    from malora_jax.export.fingerprints import text_fingerprint
+    from malora_jax.models.config import PRESETS, preset
+    from malora_jax.models.loading import tokenizer_gguf, tokenizer_huggingface
+    from malora_jax.models.loading.base_model import find_tokenizer
+    from malora_jax.models.loading.gguf_file import GGUFFile
+
     path = pathlib.Path(name_or_path).expanduser()
     if not (path.is_dir() or path.suffix == '.gguf'):
         if name_or_path not in PRESETS:
