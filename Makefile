@@ -16,6 +16,8 @@ PROCESSES := 3
 test-runs test-fuzz: PROCESSES := 2
 test-tpu test-gpu-plan test-export: PROCESSES := 1
 PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
+# Containers often turn bytecode off; each process would then compile whatever it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup train test test-runs test-quickstart test-devices test-tpu test-gpu-plan test-fuzz test-export test-vllm test-nnx test-release test-colab docs lint format clean
 
@@ -77,7 +79,7 @@ test-gpu-plan: setup
 # their own; and the tests of mixture_transformers.
 test-export: setup
 	$(PYTHON) -m venv $(VENV)/transformers
-	$(VENV)/transformers/bin/python -m pip install --quiet pytest 'torch >= 2.6, < 3' 'transformers >= 5, < 6' 'peft >= 0.19, < 1' --editable packages/mixture_transformers
+	$(VENV)/transformers/bin/python -m pip install --quiet --no-compile pytest 'torch >= 2.6, < 3' 'transformers >= 5, < 6' 'peft >= 0.19, < 1' --editable packages/mixture_transformers
 	$(VENV)/transformers/bin/python -m pytest packages/mixture_transformers/tests
 	TRANSFORMERS_PYTHON=$(CURDIR)/$(VENV)/transformers/bin/python $(PYTEST) -m export
 
@@ -97,7 +99,7 @@ test-vllm: setup
 test-nnx: setup
 	$(PYTHON) -m venv $(VENV)/nnx
 	$(VENV)/nnx/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/nnx/bin/python -m pip install --quiet pytest --editable '.[nnx]'
+	$(VENV)/nnx/bin/python -m pip install --quiet --no-compile pytest --editable '.[nnx]'
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=4 \
 	  $(VENV)/nnx/bin/python -m pytest -m nnx
 

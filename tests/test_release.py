@@ -200,7 +200,8 @@ def environment(wheel, tmp_path_factory) -> pathlib.Path:
     """Directory of the programs in an environment that holds only the wheel."""
     path = tmp_path_factory.mktemp('environment')
     venv.create(path, with_pip=True)
-    subprocess.run([path / 'bin' / 'python', '-m', 'pip', 'install', '-q', wheel], check=True)
+    pip = [path / 'bin' / 'python', '-m', 'pip', 'install', '--quiet', '--no-compile']
+    subprocess.run([*pip, wheel], check=True)
     return path / 'bin'
 
 
