@@ -114,7 +114,7 @@ test-colab: setup
 # The documentation site in docs/build. First rewrites everything that is generated; in continuous
 # integration, a difference from what is committed is an error.
 docs: setup
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[docs]'
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/build
 	@git diff --exit-code --stat -- README.md docs notebooks \
