@@ -147,6 +147,8 @@ def task_counts() -> Figure:
         errors = np.abs(ends - means)
         axes.errorbar(places, means, errors, fmt='-o', color=COLORS[number], label=label)
     axes.set_xticks(range(len(fair_task_counts.COUNTS)), map(str, fair_task_counts.COUNTS))
+    # All counts, also before they have runs.
+    axes.set_xlim(-0.5, len(fair_task_counts.COUNTS) - 0.5)
     axes.set(xlabel='number of tasks', ylabel='loss − that of LoRA (nats per token)')
     axes.axhline(0, color='black', linewidth=1)
     axes.legend(frameon=False)
