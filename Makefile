@@ -32,8 +32,8 @@ $(VENV)/ready: setup.cfg setup.py pyproject.toml requirements-quickstart.txt
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[quickstart,dev]'
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement requirements-quickstart.txt
 	@# On all cores, of which pip uses one. Like pip, it ignores files that do not compile. This code,
-	@# too: where Python writes no bytecode, each command would compile it again.
-	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib malora_jax experiments configs tests || true
+	@# too, for commands that are run without make.
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib malora_jax experiments configs || true
 	@touch $@
 
 # Fine-tunes SmolLM2-135M on the quickstart's tasks; again to resume.
