@@ -6,6 +6,7 @@ from configs.sweeps import fair_task_counts
 from docs.tables_fair import NO_RUNS, difference_cell, groups, loss_difference
 from malora_jax import markdown
 from malora_jax.analysis import cells
+from malora_jax.runs import SeedGroup
 from malora_jax.statistics import PairedDifference
 
 # Mixtures of study B, with their names in tables.
@@ -22,22 +23,39 @@ def differences_by_count(method: str) -> dict[int, PairedDifference]:
 
 
 def task_counts_table() -> str:
-    """Return the table of differences from LoRA by number of tasks."""
+    """Return the table of losses and exact matches by number of tasks.
+
+    The row of one task is the mean over all tasks, each of them alone.
+    """
     known = groups('fair_task_counts')
     if not known:
         return NO_RUNS
     first = fair_task_counts.TASKS[: min(fair_task_counts.COUNTS)]
-    rows = [('tasks', 'LoRA, loss', 'MoLoRA − LoRA', 'MALoRA − LoRA', 'MoLoRA − LoRA, first two')]
-    for count in fair_task_counts.COUNTS:
-        lora = f'lora-{count}'
-        if lora not in known:
+    head = ('tasks', 'LoRA, loss', 'MoLoRA − LoRA', 'MALoRA − LoRA', 'MoLoRA − LoRA, first two')
+    rows = [(*head, *(f'exact match, %, `{method}`' for method in fair_task_counts.METHODS))]
+    for count in (1, *fair_task_counts.COUNTS):
+        lora = _complete_row('lora', count)
+        if lora is None:
             continue
+        all_tasks = tuple(lora.tasks)
         changes = (
-            difference_cell('fair_task_counts', f'{method}-{count}', lora, tasks)
-            for method, tasks in (('molora', ()), ('malora', ()), ('molora', first))
+            difference_cell('fair_task_counts', f'{method}-{count}', lora.name, tasks)
+            for method, tasks in (('molora', all_tasks), ('malora', all_tasks), ('molora', first))
         )
-        rows.append((f'{count}', cells.loss(known[lora].mean_over_seeds('loss')), *changes))
+        groups_of_row = (_complete_row(method, count) for method in fair_task_counts.METHODS)
+        scores = (
+            cells.score(group and (group.mean_over_seeds('score'), None)) for group in groups_of_row
+        )
+        label = f'1, mean of {len(all_tasks)}' if count == 1 else f'{count}'
+        rows.append((label, cells.loss(lora.mean_over_seeds('loss')), *changes, *scores))
     return markdown.table(rows)
+
+
+def _complete_row(method: str, count: int) -> SeedGroup | None:
+    """Return the runs of a method on a number of tasks; None until all tasks are recorded."""
+    group = groups('fair_task_counts').get(f'{method}-{count}')
+    num_tasks = len(fair_task_counts.TASKS) if count == 1 else count
+    return group if group and len(group.tasks) == num_tasks else None
 
 
 def single_tasks_table() -> str:
@@ -45,12 +63,13 @@ def single_tasks_table() -> str:
     known = groups('fair_task_counts')
     most = max(fair_task_counts.COUNTS)
     rows = [['task', *fair_task_counts.METHODS]]
-    for task in fair_task_counts.TASKS:
+    tasks_by_label = {task: (task,) for task in fair_task_counts.TASKS}
+    for label, tasks in {**tasks_by_label, 'mean': fair_task_counts.TASKS}.items():
         changes = (
-            difference_cell('fair_task_counts', f'{method}-{most}', f'{method}-{task}', (task,))
+            difference_cell('fair_task_counts', f'{method}-{most}', f'{method}-1', tasks)
             for method in fair_task_counts.METHODS
         )
-        rows.append([task, *changes])
+        rows.append([label, *changes])
     return markdown.table(rows) if known else NO_RUNS
 
 

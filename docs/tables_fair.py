@@ -14,12 +14,7 @@ from typing import Any
 import numpy as np
 
 from configs import fair_comparison, fair_real_tasks
-from configs.sweeps import (
-    fair_methods,
-    fair_rates,
-    fair_real_rates,
-    fair_task_counts,
-)
+from configs.sweeps import fair_methods, fair_rates, fair_real_rates, fair_task_counts
 from configs.sweeps import fair_real_tasks as fair_real_sweep
 from docs.records import RESULTS
 from malora_jax import markdown
@@ -71,11 +66,19 @@ def recorded_runs(study: str) -> dict[str, LoadedRun]:
 
 @functools.cache
 def groups(study: str) -> dict[str, SeedGroup]:
-    """Return the rows of a study: recorded runs that differ only in their seed, by name."""
+    """Return the rows of a study: recorded runs that differ only in their seed, by name.
+
+    Runs on each task alone make one row: `by_task` of study A, and `METHOD-1` of study B.
+    """
     runs: dict[str, list[LoadedRun]] = {}
     for name, run in recorded_runs(study).items():
         row = name.rpartition('-seed')[0]
-        runs.setdefault(BY_TASK if row.startswith(f'{BY_TASK}-') else row, []).append(run)
+        method, _, variant = row.partition('-')
+        if method == BY_TASK:
+            row = BY_TASK
+        elif variant in fair_task_counts.TASKS:
+            row = f'{method}-1'
+        runs.setdefault(row, []).append(run)
     return {
         row: SeedGroup(row, list(dict.fromkeys(task for run in each for task in run.tasks)), each)
         for row, each in runs.items()

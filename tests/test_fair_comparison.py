@@ -244,6 +244,39 @@ def test_the_growth_is_the_slope_of_mean_differences_over_tasks_and_seeds(archiv
     assert row[1] == f'{np.mean(means):+.3f} [{low:+.3f}, {high:+.3f}]'
 
 
+def test_tasks_alone_are_the_row_of_one_task(archive):
+    tasks = fair_task_counts.TASKS
+    losses = {'lora-12-seed0': 1.0, 'malora-12-seed0': 0.9}
+    losses |= {f'lora-{task}-seed0': 2.0 + n / 10 for n, task in enumerate(tasks)}
+    losses |= {f'malora-{task}-seed0': 1.9 + n / 5 for n, task in enumerate(tasks)}
+    correct = {f'malora-{task}-seed0': 10 for task in tasks}
+    record(archive, 'fair_task_counts', losses, correct=correct)
+    counts = cells(fair_number_of_tasks.task_counts_table())
+    alone = counts['1, mean of 12']
+    assert alone[0] == '2.564'  # 2.55, and the mean of the questions' (q % 7) / 200.
+    assert alone[2].startswith('+0.450 [') and alone[2].endswith(', 1 seed')
+    assert alone[4:] == ['50.0', '–', '25.0']
+    assert counts['12'][4:] == ['50.0', '–', '50.0']
+    gains = cells(fair_number_of_tasks.single_tasks_table())
+    assert gains['gcd'] == [
+        '-1.900 [-1.900, -1.900], 1 seed',
+        '–',
+        '-2.800 [-2.800, -2.800], 1 seed',
+    ]
+    assert [cell.split()[0] for cell in gains['mean']] == ['-1.550', '–', '-2.100']
+
+
+def test_a_mean_over_tasks_alone_needs_all_of_them(archive):
+    tasks = fair_task_counts.TASKS
+    losses = {f'lora-{task}-seed0': 2.0 for task in tasks}
+    losses |= {f'molora-{task}-seed0': 1.0 for task in tasks[1:]} | {'molora-12-seed0': 0.5}
+    record(archive, 'fair_task_counts', losses)
+    counts = cells(fair_number_of_tasks.task_counts_table())
+    assert counts['1, mean of 12'] == ['2.014', '–', '–', '–', '50.0', '–', '–']
+    gains = cells(fair_number_of_tasks.single_tasks_table())
+    assert gains['gcd'][1].startswith('-0.500') and gains['mean'][1] == '–'
+
+
 @pytest.fixture
 def figures(monkeypatch):
     """Return the axes of each picture that is drawn, by the name of its file."""
