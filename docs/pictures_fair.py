@@ -151,7 +151,7 @@ def task_counts() -> Figure:
     axes.set_xlim(-0.5, len(fair_task_counts.COUNTS) - 0.5)
     axes.set(xlabel='number of tasks', ylabel='loss − that of LoRA (nats per token)')
     axes.axhline(0, color='black', linewidth=1)
-    axes.legend(frameon=False)
+    _legend_at_right(axes)
     return figure
 
 
