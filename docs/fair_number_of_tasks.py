@@ -1,11 +1,22 @@
 """Tables of study B of the fair comparison: 1 to 12 tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 
 from configs.sweeps import fair_task_counts
-from docs.tables_fair import NO_RUNS, difference_cell, groups, loss_difference
+from docs.tables_fair import (
+    NO_RUNS,
+    difference_cell,
+    differences_by_seed,
+    groups,
+    loss_difference,
+    named_numbers,
+)
 from malora_jax import markdown
 from malora_jax.analysis import cells
+from malora_jax.analysis.page import NO_VALUE
 from malora_jax.runs import SeedGroup
 from malora_jax.statistics import PairedDifference
 
@@ -58,6 +69,30 @@ def _complete_row(method: str, count: int) -> SeedGroup | None:
     return group if group and len(group.tasks) == num_tasks else None
 
 
+def differences_by_task_table() -> str:
+    """Return the table of how much higher the mixtures' loss is than LoRA's, by task and count.
+
+    A number is the mean over both mixtures and over the seeds.
+    """
+    rows = [['task', *(f'{count}' for count in (1, *fair_task_counts.COUNTS))]]
+    for task in fair_task_counts.TASKS:
+        rows.append([task, *(_mixtures_minus_lora(int(count), task) for count in rows[0][1:])])
+    return markdown.table(rows) if groups('fair_task_counts') else NO_RUNS
+
+
+def _mixtures_minus_lora(count: int, task: str) -> str:
+    """Return a cell of the table of differences by task."""
+    means = []
+    for method in MIXTURES:
+        by_seed = differences_by_seed(
+            'fair_task_counts', f'{method}-{count}', f'lora-{count}', (task,)
+        )
+        if not by_seed:
+            return NO_VALUE
+        means.append(np.mean([by_task[task] for by_task in by_seed.values()]))
+    return f'{np.mean(means):+.3f}'
+
+
 def single_tasks_table() -> str:
     """Return the table of what each task gains or loses by being trained with the eleven others."""
     known = groups('fair_task_counts')
@@ -75,5 +110,18 @@ def single_tasks_table() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     'fair task counts': task_counts_table,
+    'fair differences by task': differences_by_task_table,
     'fair single tasks': single_tasks_table,
 }
+
+
+def values() -> dict[int, dict[str, Any]]:
+    """Return the differences of the losses from LoRA's, by number of tasks and mixture."""
+    found: dict[int, dict[str, Any]] = {count: {} for count in fair_task_counts.COUNTS}
+    for method in MIXTURES:
+        for count, change in differences_by_count(method).items():
+            found[count][method] = named_numbers(change)
+    return found
+
+
+VALUES: dict[str, Callable[[], Mapping[Any, Any]]] = {'task_counts': values}

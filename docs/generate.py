@@ -55,7 +55,7 @@ def main() -> None:
         draw(DOCS / 'images' / name)
     values = {name: records.load(name)['values'] for name in records.names()}
     computed = tables_training.VALUES | tables_scale.VALUES | tables_fair.VALUES | fair_why.VALUES
-    computed |= fair_repetitions.VALUES
+    computed |= fair_repetitions.VALUES | fair_number_of_tasks.VALUES
     values |= {name: compute() for name, compute in computed.items()}
     parts = tables_training.PARTS | tables_use.PARTS | tables_scale.PARTS | tables_ultralink.PARTS
     parts |= tables_fair.PARTS | fair_hypotheses.PARTS | fair_number_of_tasks.PARTS

@@ -334,7 +334,7 @@ class _RowValues(dict[str, Any]):
             loss=group.mean_over_seeds('loss'),
             score=100 * group.mean_over_seeds('score'),
             seeds=len(group.by_seed('loss')),
-            minus=_named_numbers(loss_difference('fair_methods', row, 'lora')),
+            minus=named_numbers(loss_difference('fair_methods', row, 'lora')),
         )
         self._row = row
 
@@ -342,7 +342,7 @@ class _RowValues(dict[str, Any]):
         kind, _, reference = key.partition('_')
         if kind != 'minus':
             raise KeyError(key)
-        return _named_numbers(loss_difference('fair_methods', self._row, reference))
+        return named_numbers(loss_difference('fair_methods', self._row, reference))
 
 
 def values() -> dict[str, Any]:
@@ -362,7 +362,8 @@ def values() -> dict[str, Any]:
     }
 
 
-def _named_numbers(change: PairedDifference | None) -> dict[str, float] | None:
+def named_numbers(change: PairedDifference | None) -> dict[str, float] | None:
+    """Return the mean of a difference and the ends of its interval, under the names of texts."""
     return {'mean': change.mean, **change.interval._asdict()} if change else None
 
 

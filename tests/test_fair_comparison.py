@@ -266,6 +266,19 @@ def test_tasks_alone_are_the_row_of_one_task(archive):
     assert [cell.split()[0] for cell in gains['mean']] == ['-1.550', '–', '-2.100']
 
 
+def test_differences_by_task_are_means_over_mixtures_and_seeds(archive):
+    first, second, *others = fair_task_counts.TASKS
+    losses = {f'lora-2-seed{seed}': 1.0 for seed in range(2)}
+    losses |= {'molora-2-seed0': 1.1, 'molora-2-seed1': 1.3, 'malora-2-seed0': 0.8}
+    losses |= {f'lora-{first}-seed0': 2.0, f'molora-{first}-seed0': 2.5}
+    record(archive, 'fair_task_counts', losses)
+    by_task = cells(fair_number_of_tasks.differences_by_task_table())
+    assert by_task[first] == by_task[second] == ['–', '+0.000', '–', '–', '–']
+    assert [*by_task] == ['task', first, second, *others]
+    assert by_task[others[0]] == ['–'] * 5
+    assert fair_number_of_tasks.values()[2]['molora']['mean'] == pytest.approx(0.2)
+
+
 def test_a_mean_over_tasks_alone_needs_all_of_them(archive):
     tasks = fair_task_counts.TASKS
     losses = {f'lora-{task}-seed0': 2.0 for task in tasks}
