@@ -17,7 +17,7 @@ from configs.sweeps.fair_rates import screening
 from configs.sweeps.fair_task_counts import METHODS
 
 # Learning rates beyond the grid, by method.
-MORE_RATES: dict[str, tuple[float, ...]] = {'molora': (0.008,), 'malora': (0.008, 0.016)}
+MORE_RATES: dict[str, tuple[float, ...]] = {'molora': (0.008, 0.016), 'malora': (0.008, 0.016)}
 
 
 def get_config() -> ConfigDict:
