@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from configs import intra_domain_small
 
 # Learning rates by method, from configs/sweeps/fair_real_rates.py.
-LEARNING_RATES = {'lora': 0.002, 'malora': 0.008}
+LEARNING_RATES = {'lora': 0.002, 'molora': 0.008, 'malora': 0.008}
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
