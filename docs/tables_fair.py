@@ -258,16 +258,16 @@ def _mean_result(group: SeedGroup, task: str, key: str) -> float:
     return statistics.fmean(run.results['tasks'][task][key] for run in group.runs)
 
 
-def tasks_table() -> str:
-    """Return the table of differences from LoRA on each task of study A."""
-    known = groups('fair_methods')
+def tasks_table(study: str, names: tuple[str, ...]) -> str:
+    """Return the table of the differences of some rows of a study from LoRA on each task."""
+    known = groups(study)
     if 'lora' not in known:
         return NO_RUNS
     tasks = known['lora'].tasks
     rows = [['row', *tasks]]
-    for name in (*fair_rates.METHODS, BY_TASK):
+    for name in names:
         if name in known and name != 'lora':
-            changes = (difference_cell('fair_methods', name, 'lora', (task,)) for task in tasks)
+            changes = (difference_cell(study, name, 'lora', (task,)) for task in tasks)
             rows.append([f'`{name}`', *changes])
     return markdown.table(rows)
 
@@ -297,6 +297,22 @@ def real_tasks_table() -> str:
     return markdown.table(rows)
 
 
+def real_scores_table() -> str:
+    """Return the table of losses and accuracies of the base model and of the methods in study C."""
+    known = groups('fair_real_tasks')
+    lora = known.get('lora')
+    if lora is None:
+        return NO_RUNS
+    head = ('task', 'base model, loss', 'LoRA, loss', 'one answer, %', 'base model, %')
+    rows = [(*head, *(f'`{name}`, %' for name in known))]
+    for task in lora.tasks:
+        losses = (_mean_result(lora, task, key) for key in ('loss_before', 'loss_after'))
+        scores = [_mean_result(lora, task, key) for key in ('best_constant', 'before')]
+        scores += [_mean_result(group, task, 'after') for group in known.values()]
+        rows.append((task, *map(cells.loss, losses), *(cells.score((s, None)) for s in scores)))
+    return markdown.table(rows)
+
+
 # Learning rates in the configs, which must be those that the screening has chosen.
 CONFIGURED_RATES: Mapping[str, Mapping[str, float]] = {
     'fair_rates': fair_comparison.LEARNING_RATES,
@@ -317,9 +333,13 @@ PARTS: dict[str, Callable[[], str]] = {
         ('lora', 'molora', 'malora'),
     ),
     'fair base': base_table,
-    'fair tasks': tasks_table,
+    'fair tasks': functools.partial(tasks_table, 'fair_methods', (*fair_rates.METHODS, BY_TASK)),
     'fair real rates': functools.partial(rates_table, 'fair_real_rates'),
     'fair real tasks': real_tasks_table,
+    'fair real scores': real_scores_table,
+    'fair real differences': functools.partial(
+        tasks_table, 'fair_real_tasks', fair_task_counts.METHODS
+    ),
 }
 
 

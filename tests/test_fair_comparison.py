@@ -128,7 +128,7 @@ def test_verdicts(archive):
     assert [*rows] == ['row', '`malora`', '`lora`', '`molora`']  # The lowest loss first.
     # 1.2 and 0.00 to 0.04 by seed, and 0.0144, the mean of (q % 7) / 200 over questions.
     assert rows['`molora`'][3:6] == ['1.234 [1.215, 1.254]', '+0.200 [+0.200, +0.200]', '–']
-    by_task = cells(tables_fair.tasks_table())['`malora`']
+    by_task = cells(tables_fair.tasks_table('fair_methods', ('malora',)))['`malora`']
     assert by_task == ['-0.100 [-0.100, -0.100]'] * 6
 
 
@@ -437,12 +437,31 @@ def test_losses_of_the_base_model_are_next_to_those_of_lora(archive):
     assert row[3] == f'{100 * group.mean_over_seeds("score", "chain_sum"):.1f}'
 
 
+def test_real_tasks_have_accuracies_of_the_base_model_and_of_one_constant_answer(archive):
+    record(archive, 'fair_real_tasks', {'lora-seed0': 1.0, 'malora-seed0': 0.9})
+    known = tables_fair.groups('fair_real_tasks')
+    for accuracy, name in ((0.4, 'lora'), (0.5, 'malora')):
+        (run,) = known[name].runs
+        for result in run.results['tasks'].values():
+            result |= {'loss_before': 4.0, 'best_constant': 0.25, 'before': 0.3, 'after': accuracy}
+    table = cells(tables_fair.real_scores_table())
+    assert table['task'] == [
+        *('base model, loss', 'LoRA, loss', 'one answer, %', 'base model, %'),
+        *('`lora`, %', '`malora`, %'),
+    ]
+    row = table['piqa']
+    assert row[0] == '4.000' and row[2:] == ['25.0', '30.0', '40.0', '50.0']
+    assert row[1] == f'{known["lora"].mean_over_seeds("loss", "piqa"):.3f}'
+
+
 def test_an_empty_archive_says_so(figures):
     for name in pictures_fair.PICTURES:
         draw(name)
         assert figures[name] == []
     parts = tables_fair.PARTS | fair_number_of_tasks.PARTS
-    for name in ('fair methods', 'fair rates', 'fair task counts', 'fair real tasks', 'fair base'):
+    studies = ('methods', 'rates', 'task counts', 'base', 'tasks')
+    real = ('real rates', 'real tasks', 'real scores', 'real differences')
+    for name in (f'fair {name}' for name in (*studies, *real)):
         assert parts[name]() == tables_fair.NO_RUNS
     assert fair_hypotheses.seeds_table() == tables_fair.NO_RUNS
     assert fair_why.gradients_table() == tables_fair.NO_RUNS
