@@ -240,22 +240,34 @@ def _mean_difference(row: str, reference: str) -> float:
     return change.mean if change else 0.0
 
 
+# Columns of `_results_table`: heading, method, and key of the result of a task.
+LOSSES = (('base model, loss', 'lora', 'loss_before'), ('LoRA, loss', 'lora', 'loss_after'))
+
+
 def base_table() -> str:
     """Return the table of losses and scores of the base model and of LoRA, by task of study A."""
-    lora = groups('fair_methods').get('lora')
-    if lora is None:
+    scores = (
+        ('base model, exact match, %', 'lora', 'before'),
+        ('LoRA, exact match, %', 'lora', 'after'),
+    )
+    return _results_table('fair_methods', (*LOSSES, *scores))
+
+
+def _results_table(study: str, columns: Sequence[tuple[str, str, str]]) -> str:
+    """Return the table of means over the seeds, by task, without methods that have no run."""
+    known = groups(study)
+    if 'lora' not in known:
         return NO_RUNS
-    head = ('task', 'base model, loss', 'LoRA, loss', 'base model, exact match, %')
-    rows = [(*head, 'LoRA, exact match, %')]
-    for task in lora.tasks:
-        losses = (_mean_result(lora, task, key) for key in ('loss_before', 'loss_after'))
-        scores = (_mean_result(lora, task, key) for key in ('before', 'after'))
-        rows.append((task, *map(cells.loss, losses), *(cells.score((s, None)) for s in scores)))
+    columns = [column for column in columns if column[1] in known]
+    rows = [('task', *(heading for heading, _, _ in columns))]
+    for task in known['lora'].tasks:
+        rows.append((task, *(_result_cell(known[name], task, key) for _, name, key in columns)))
     return markdown.table(rows)
 
 
-def _mean_result(group: SeedGroup, task: str, key: str) -> float:
-    return statistics.fmean(run.results['tasks'][task][key] for run in group.runs)
+def _result_cell(group: SeedGroup, task: str, key: str) -> str:
+    mean = statistics.fmean(run.results['tasks'][task][key] for run in group.runs)
+    return cells.loss(mean) if key.startswith('loss') else cells.score((mean, None))
 
 
 def tasks_table(study: str, names: tuple[str, ...]) -> str:
@@ -299,18 +311,12 @@ def real_tasks_table() -> str:
 
 def real_scores_table() -> str:
     """Return the table of losses and accuracies of the base model and of the methods in study C."""
-    known = groups('fair_real_tasks')
-    lora = known.get('lora')
-    if lora is None:
-        return NO_RUNS
-    head = ('task', 'base model, loss', 'LoRA, loss', 'one answer, %', 'base model, %')
-    rows = [(*head, *(f'`{name}`, %' for name in known))]
-    for task in lora.tasks:
-        losses = (_mean_result(lora, task, key) for key in ('loss_before', 'loss_after'))
-        scores = [_mean_result(lora, task, key) for key in ('best_constant', 'before')]
-        scores += [_mean_result(group, task, 'after') for group in known.values()]
-        rows.append((task, *map(cells.loss, losses), *(cells.score((s, None)) for s in scores)))
-    return markdown.table(rows)
+    scores = (
+        ('one answer, %', 'lora', 'best_constant'),
+        ('base model, %', 'lora', 'before'),
+        *((f'`{name}`, %', name, 'after') for name in sorted(fair_task_counts.METHODS)),
+    )
+    return _results_table('fair_real_tasks', (*LOSSES, *scores))
 
 
 # Learning rates in the configs, which must be those that the screening has chosen.
