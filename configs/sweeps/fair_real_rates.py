@@ -7,7 +7,7 @@ Command:
 As in configs/sweeps/fair_rates.py; the chosen rates are `LEARNING_RATES` in
 configs/fair_real_tasks.py.
 
-Hardware: 9 runs and their extensions, on two CPU cores about 1.5 hours.
+Hardware: 13 runs, on two CPU cores about 2 hours.
 """
 
 from ml_collections import ConfigDict

@@ -144,15 +144,19 @@ class Gateway(Provider):
     Attributes:
         soft_rates: Share of responses with status 200 that are an error ('error'), that are not
             complete JSON ('cut'), or that break off ('broken'). The gateway bills the last two.
+        answered: Number of responses with status 200 so far. The failure of a response depends on
+            it, so that responses to concurrent requests do not all fail together.
     """
 
     soft_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    answered: int = 0
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         response = await super().complete(request)
         if not isinstance(response, web.Response) or response.status != 200:
             return response
-        rng = random.Random(f'{self.plan.seed}/soft/{self.sent}')
+        self.answered += 1
+        rng = random.Random(f'{self.plan.seed}/soft/{self.answered}')
         names = list(self.soft_rates)
         rates = [self.soft_rates[name] for name in names]
         failure = rng.choices([*names, ''], [*rates, 1 - sum(rates)])[0]

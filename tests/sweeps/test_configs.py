@@ -69,7 +69,7 @@ OWN_SWEEPS = {
     'fair_rates': 52,
     'fair_methods': 110,
     'fair_task_counts': 72,
-    'fair_real_rates': 9,
+    'fair_real_rates': 13,
     'fair_real_tasks': 9,
 }
 # Number of trained parameters with each config's default method, MALoRA.
